@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,61 @@ def test_a_picture_of_safelight_says_what_made_it(tiny: Path, tmp_path: Path) ->
             },
             {"negative": ""},
         ),
+        # A ControlNet takes and gives both sides.
+        (
+            {
+                "21": node(
+                    "ControlNetApplyAdvanced", positive=["6", 0], negative=["7", 0], strength=0.8, image=["22", 0]
+                ),
+                "22": node("LoadImage", image="pose.png"),
+                "3": {
+                    **foreign_pictures.CLASSIC_GRAPH["3"],
+                    "inputs": {
+                        **foreign_pictures.CLASSIC_GRAPH["3"]["inputs"],
+                        "positive": ["21", 0],
+                        "negative": ["21", 1],
+                    },
+                },
+            },
+            {},
+        ),
+        # Half of the positive prompt is zeroed; the other half counts.
+        (
+            {
+                "21": node("ConditioningCombine", conditioning_1=["23", 0], conditioning_2=["22", 0]),
+                "22": node("CLIPTextEncode", text="kept", clip=["12", 0]),
+                "23": node("ConditioningZeroOut", conditioning=["6", 0]),
+                "3": {
+                    **foreign_pictures.CLASSIC_GRAPH["3"],
+                    "inputs": {**foreign_pictures.CLASSIC_GRAPH["3"]["inputs"], "positive": ["21", 0]},
+                },
+            },
+            {"prompt": "kept"},
+        ),
+        # A loader has both texts as values.
+        (
+            {
+                "3": {
+                    **foreign_pictures.CLASSIC_GRAPH["3"],
+                    "inputs": {
+                        **foreign_pictures.CLASSIC_GRAPH["3"]["inputs"],
+                        "positive": ["21", 1],
+                        "negative": ["21", 2],
+                    },
+                },
+                "21": node("Efficient Loader", positive="good", negative="bad"),
+            },
+            {"prompt": "good", "negative": "bad", "clip_skip": None},
+        ),
+        # A preview of another sampler's result is not the saved picture.
+        (
+            {
+                "1": node("PreviewImage", images=["2", 0]),
+                "2": node("VAEDecode", samples=["20", 0], vae=["13", 0]),
+                "20": node("KSampler", seed=1, positive=["6", 0], latent_image=["5", 0]),
+            },
+            {},
+        ),
         # Two texts that are joined.
         (
             {
@@ -349,6 +405,34 @@ HOSTILE = [
 ]
 
 
+HOSTILE += [
+    {"prompt": json.dumps({"1": node("KSampler", seed=1, positive=["2", 0], latent_image=0), "2": {"inputs": 3}})},
+    {"invokeai_metadata": json.dumps({"positive_prompt": "half \ud800 a sign", "odd \udfff": "\ud83d"})},
+]
+
+LONG = {
+    "a line of words without a field": {"parameters": "word " * 60_000 + "\nSteps: 1, Seed: 2, Sampler: x"},
+    "a last line of words": {"parameters": "x\nSteps: 1, Seed: 2, Sampler: " + "word " * 60_000},
+    "spaces": {"parameters": "x\nSteps: 1, Seed: 2, Sampler: Euler" + " " * 100_000 + "x"},
+    "tags that do not end": {"parameters": "<lora:a" * 40_000 + "\nSteps: 1, Seed: 2, Sampler: x"},
+    "brackets": {"sd-metadata": json.dumps({"image": {"prompt": "[" * 100_000, "seed": 1}})},
+    "spaces and a bracket": {"sd-metadata": json.dumps({"image": {"prompt": " " * 100_000 + "[", "seed": 1}})},
+    "comments that do not end": {"XML:com.adobe.xmp": "<exif:UserComment>" * 20_000},
+    "samplers in a row": {
+        "prompt": json.dumps({str(n): node("Saver", images=[str((n + 1) % 9000), 0]) for n in range(9000)})
+    },
+}
+
+
+@pytest.mark.parametrize("label", LONG)
+def test_long_texts_take_no_square_of_their_length(label: str) -> None:
+    image = PILImage.new("RGB", (8, 8))
+    image.info.update(LONG[label])
+    start = time.perf_counter()
+    read(image)
+    assert time.perf_counter() - start < 2
+
+
 @pytest.mark.parametrize("texts", HOSTILE)
 def test_hostile_values_end_in_no_error(texts: dict[str, str]) -> None:
     image = PILImage.new("RGB", (8, 8))
@@ -356,6 +440,16 @@ def test_hostile_values_end_in_no_error(texts: dict[str, str]) -> None:
     found = read(image)
     for value in (found.seed, found.width, found.cfg) if found is not None else ():
         assert value is None or isinstance(value, int | float)
+    json.dumps(None if found is None else asdict(found), ensure_ascii=False).encode()
+
+
+def test_fooocus_writes_a_comment_beside_its_block() -> None:
+    exif, out = PILImage.Exif(), io.BytesIO()
+    exif[0x9286] = json.dumps(foreign_pictures.FOOOCUS)
+    PILImage.new("RGB", (8, 8)).save(out, "JPEG", exif=exif)
+    found = read_bytes(out.getvalue())
+    assert found is not None
+    assert (found.program, found.prompt) == ("Fooocus", PROMPT)
 
 
 def test_damaged_values_end_in_no_error() -> None:

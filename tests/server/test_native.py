@@ -353,6 +353,20 @@ def test_memory_is_given_back_when_nothing_is_wanted(tmp_path: Path) -> None:
         assert len(pixels) == 1
 
 
+@pytest.mark.parametrize("path", ["/api/v1/models/starter-noto/load", "/sdapi/v1/reload-checkpoint"])
+def test_memory_is_given_back_if_a_model_was_loaded_without_a_job(path: str, tmp_path: Path) -> None:
+    (tmp_path / "safelight.yaml").write_text("idle_unload_seconds: 1.0\n")
+    with serving.serving(tmp_path) as server, server.client() as http:
+        until = time.monotonic() + 60
+        while http.post(path).status_code == 503:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert http.get("/api/v1/memory").json()["places"]["host"]["resident"]
+        while http.get("/api/v1/memory").json()["places"]["host"]["resident"]:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
 def test_checkpoints_are_added_from_allowed_folders_only(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "safelight.yaml").write_text(f"model_folders: [{tiny}, {tmp_path}]\n")
     with serving.serving(tmp_path) as server, server.client() as http:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Annotated
 
@@ -18,21 +17,12 @@ def png_info(
     as_json: JsonOption = False,
 ) -> None:
     """Show the text that Safelight or another program wrote into an image file. Exit code 1 if there is none."""
-    from PIL import Image as PILImage
-
     from safelight.catalog.inputs import FORMATS
-    from safelight.errors import CorruptFileError
-    from safelight.files.disk import open_regular
     from safelight.pictures import infotext
+    from safelight.pictures.opening import opened
 
-    descriptor, _ = open_regular(path)
-    with open(descriptor, "rb") as file:
-        data = file.read()
-    try:
-        with PILImage.open(io.BytesIO(data), formats=FORMATS) as image:
-            text, items = infotext.read(image)
-    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-        raise CorruptFileError(path, f"is not one of {', '.join(FORMATS)}, or is damaged") from error
+    with opened(path, FORMATS) as image:
+        text, items = infotext.read(image)
     if as_json:
         say_json({"info": text, "items": items, "parameters": infotext.fields(text)})
     else:

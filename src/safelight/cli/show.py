@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,22 +45,12 @@ def show(
     It reads A1111, Forge, ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI and Draw Things.
     Exit code 1 if the file says nothing about it.
     """
-    from PIL import Image as PILImage
-
     from safelight.catalog.inputs import FORMATS
-    from safelight.errors import CorruptFileError
-    from safelight.files.disk import open_regular
+    from safelight.pictures.opening import opened
     from safelight.pictures.read_generation_data import read
 
-    descriptor, _ = open_regular(path)
-    with open(descriptor, "rb") as file:
-        data = file.read()
-    formats = [*FORMATS, "AVIF"]
-    try:
-        with PILImage.open(io.BytesIO(data), formats=formats) as image:
-            found = read(image)
-    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-        raise CorruptFileError(path, f"is not one of {', '.join(formats)}, or is damaged") from error
+    with opened(path, (*FORMATS, "AVIF")) as image:
+        found = read(image)
     if found is None:
         typer.echo(f"{path} says nothing about how it was made", err=True)
         raise typer.Exit(1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 Program = Literal[
     "Safelight", "A1111", "ComfyUI", "InvokeAI", "NovelAI", "Fooocus", "SwarmUI", "Draw Things", "unknown program"
@@ -81,12 +82,39 @@ def real(value: object) -> float | None:
 
 def text(value: object) -> str:
     """Return a text; "" for a value that is none."""
-    return value.strip() if isinstance(value, str) else ""
+    return _encodable(value).strip() if isinstance(value, str) else ""
+
+
+def _encodable(value: str) -> str:
+    """Replace half characters: JSON can write one, but no file and no answer can hold it."""
+    return value.encode(errors="replace").decode()
 
 
 def plain(values: Mapping[str, Any], used: frozenset[str]) -> dict[str, str]:
     """Return what is left of a program's values, as text."""
-    return {key: str(value) for key, value in values.items() if key not in used and value not in (None, "", [], {})}
+    left = {key: value for key, value in values.items() if key not in used and value not in (None, "", [], {})}
+    return {_encodable(key): _encodable(str(value)) for key, value in left.items()}
+
+
+def json_object(written: object) -> dict[str, Any]:
+    """Return an object of JSON, parsed if it is a text. An empty one for what is no object."""
+    try:
+        found: Any = json.loads(written) if isinstance(written, str) else written
+    except (ValueError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def json_objects(value: object) -> list[dict[str, Any]]:
+    """Return the objects of a list; other values are left out."""
+    rows = cast("list[object]", value) if isinstance(value, list) else []
+    return [cast("dict[str, Any]", row) for row in rows if isinstance(row, dict)]
+
+
+def used_lora(name: object, strength: object, digest: object = "") -> UsedLora:
+    """Return a LoRA. Programs leave its strength out if it is 1."""
+    number = real(strength)
+    return UsedLora(text(name), 1.0 if number is None else number, text(digest))
 
 
 def file_stem(name: str) -> str:

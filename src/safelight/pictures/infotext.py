@@ -26,7 +26,9 @@ NOT_TEXT = frozenset(
 )
 """The entries of Pillow's ``info`` that are not texts."""
 
-_FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_FIELD = re.compile(r'(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+"""AUTOMATIC1111's pattern, with a limit for the name: without one, a long line takes the square of its length."""
+
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _NEGATIVE = "Negative prompt:"
 _FEWEST_FIELDS = 3
@@ -51,7 +53,9 @@ def read(image: PILImage.Image) -> tuple[str, dict[str, Any]]:
 
 def _user_comment(image: PILImage.Image) -> str:
     try:
-        raw: object = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT)
+        exif = image.getexif()
+        # Fooocus writes it beside the block to which it belongs.
+        raw: object = exif.get_ifd(_EXIF).get(_USER_COMMENT) or exif.get(_USER_COMMENT)
     except Exception:  # noqa: BLE001 - Pillow raises any error for a damaged block, but the picture itself is intact
         return ""
     if isinstance(raw, str):

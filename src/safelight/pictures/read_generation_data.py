@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from typing import Any, cast
 
 from PIL import Image as PILImage
 
 from safelight.pictures import infotext
-from safelight.pictures.generation_data import GenerationData, UsedLora, real, text, whole
+from safelight.pictures.generation_data import (
+    GenerationData,
+    json_object,
+    json_objects,
+    real,
+    text,
+    used_lora,
+    whole,
+)
 from safelight.pictures.programs import a1111, comfyui, json_programs
 
 READERS: tuple[Callable[[Mapping[str, str]], GenerationData | None], ...] = (
@@ -38,34 +44,31 @@ def read(image: PILImage.Image) -> GenerationData | None:
 
 
 def _safelight(written: str) -> GenerationData | None:
-    try:
-        found: Any = json.loads(written)
-        request = cast("dict[str, Any]", found["request"])
-        model = cast("dict[str, Any]", found["model"])
-        loras = tuple(
-            UsedLora(str(one["name"]), float(one.get("strength", 1.0)), str(one.get("digest", "")))
-            for one in cast("list[dict[str, Any]]", request.get("loras") or [])
-        )
-        name, digest = model.get("name"), model.get("digest")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    found = json_object(written)
+    request, model = found.get("request"), found.get("model")
+    if not isinstance(request, dict) or not isinstance(model, dict):
         return None
+    request, model = json_object(request), json_object(model)
     return GenerationData(
         "Safelight",
-        text(request.get("prompt")),
-        text(request.get("negative")),
-        whole(request.get("seed")),
-        whole(request.get("steps")),
-        real(request.get("cfg")),
-        real(request.get("guidance")),
-        real(request.get("shift")),
-        text(request.get("sampler")),
-        text(request.get("schedule")),
-        whole(request.get("width")),
-        whole(request.get("height")),
-        text(name),
-        text(digest),
-        text(request.get("vae")),
-        whole(request.get("clip_skip")) or None,
-        real(request.get("strength")) if request.get("image") else None,
-        loras,
+        prompt=text(request.get("prompt")),
+        negative=text(request.get("negative")),
+        seed=whole(request.get("seed")),
+        steps=whole(request.get("steps")),
+        cfg=real(request.get("cfg")),
+        guidance=real(request.get("guidance")),
+        shift=real(request.get("shift")),
+        sampler=text(request.get("sampler")),
+        schedule=text(request.get("schedule")),
+        width=whole(request.get("width")),
+        height=whole(request.get("height")),
+        model=text(model.get("name")),
+        model_hash=text(model.get("digest")),
+        vae=text(request.get("vae")),
+        clip_skip=whole(request.get("clip_skip")) or None,
+        strength=real(request.get("strength")) if request.get("image") else None,
+        loras=tuple(
+            used_lora(one.get("name"), one.get("strength"), one.get("digest"))
+            for one in json_objects(request.get("loras"))
+        ),
     )

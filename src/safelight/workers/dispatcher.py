@@ -94,6 +94,7 @@ class Dispatcher:
         )
         self._changed = threading.Condition()
         self._news = False
+        self._unloaded = True
         self._unwritten: tuple[QueuedJob, Outcome] | None = None
         self._trouble = Trouble()
         self._switches = 0
@@ -185,6 +186,12 @@ class Dispatcher:
         self._runner.close()
         self._thread.join(5.0)
 
+    def note_loading(self) -> None:
+        """Note that a client had a model loaded without a job: its memory is freed after the idle time, too."""
+        with self._changed:
+            self._unloaded = False
+        self._wake()
+
     def _wake(self) -> None:
         with self._changed:
             self._news = True
@@ -194,7 +201,6 @@ class Dispatcher:
         tell_job(job_id, self._database, self._events)
 
     def _run(self) -> None:
-        unloaded = True
         while not self._stopping.is_set():
             self._news = False
             try:
@@ -206,14 +212,14 @@ class Dispatcher:
                 continue
             if ran:
                 self._trouble.clear()
-                unloaded = False
+                self._unloaded = False
                 continue
             with self._changed:
-                seconds = None if unloaded or not self._idle_seconds else self._idle_seconds
-                something = self._changed.wait_for(lambda: self._news, seconds)
+                seconds = None if self._unloaded or not self._idle_seconds else self._idle_seconds
+                something = self._changed.wait_for(lambda: self._news or self._stopping.is_set(), seconds)
+                self._unloaded = self._unloaded or not something
             if not something:
                 self._runner.unload()
-                unloaded = True
 
     def _next(self) -> bool:
         """Run the next job. Returns whether there was one."""

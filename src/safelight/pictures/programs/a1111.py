@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 
 from safelight.pictures import infotext
-from safelight.pictures.generation_data import GenerationData, UsedLora, plain, real, text, whole
+from safelight.pictures.generation_data import GenerationData, plain, real, text, used_lora, whole
 
-_TAG = re.compile(r"<lora:([^:>]+)(?::([^:>]+))?[^>]*>")
+_TAG = re.compile(r"<lora:([^:<>]{1,300})(?::([^:<>]{1,300}))?[^<>]{0,300}>")
 
 _USED = frozenset(
     {
@@ -34,28 +34,25 @@ def read(texts: Mapping[str, str]) -> GenerationData | None:
         for name, _, digest in (part.partition(":") for part in str(found.get("Lora hashes", "")).split(","))
         if name.strip()
     }
-    loras = tuple(
-        UsedLora(name, 1.0 if strength is None else strength, hashes.get(name, ""))
-        for name, strength in ((match[1], real(match[2])) for match in _TAG.finditer(prompt))
-    )
+    loras = tuple(used_lora(tag[1], tag[2], hashes.get(tag[1], "")) for tag in _TAG.finditer(prompt))
     return GenerationData(
         "A1111",
-        prompt,
-        text(found.get("Negative prompt")),
-        whole(found.get("Seed")),
-        whole(found.get("Steps")),
-        real(found.get("CFG scale")),
-        real(found.get("Distilled CFG Scale")),
-        real(found.get("Shift")),
-        text(found.get("Sampler")),
-        text(found.get("Schedule type")),
-        whole(found.get("Size-1")),
-        whole(found.get("Size-2")),
-        text(found.get("Model")),
-        text(found.get("Model hash")),
-        text(found.get("VAE")),
-        whole(found.get("Clip skip")),
-        real(found.get("Denoising strength")),
-        loras,
-        plain(found, _USED),
+        prompt=prompt,
+        negative=text(found.get("Negative prompt")),
+        seed=whole(found.get("Seed")),
+        steps=whole(found.get("Steps")),
+        cfg=real(found.get("CFG scale")),
+        guidance=real(found.get("Distilled CFG Scale")),
+        shift=real(found.get("Shift")),
+        sampler=text(found.get("Sampler")),
+        schedule=text(found.get("Schedule type")),
+        width=whole(found.get("Size-1")),
+        height=whole(found.get("Size-2")),
+        model=text(found.get("Model")),
+        model_hash=text(found.get("Model hash")),
+        vae=text(found.get("VAE")),
+        clip_skip=whole(found.get("Clip skip")),
+        strength=real(found.get("Denoising strength")),
+        loras=loras,
+        others=plain(found, _USED),
     )

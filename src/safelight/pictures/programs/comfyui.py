@@ -7,19 +7,29 @@ Source: ``prompt`` of https://docs.comfy.org/development/core-concepts/workflow.
 
 from __future__ import annotations
 
-import json
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from safelight.pictures.generation_data import GenerationData, UsedLora, file_stem, real, text, whole
+from safelight.pictures.generation_data import (
+    GenerationData,
+    UsedLora,
+    file_stem,
+    json_object,
+    real,
+    text,
+    used_lora,
+    whole,
+)
 
 MOST_NODES = 10_000
 
 _NOT_TEXT = frozenset({"model", "clip", "vae", "control_net", "image", "latent_image", "pixels", "samples", "mask"})
 """Inputs of conditioning nodes that lead away from the prompt."""
 
-_TEXTS = ("text", "text_g", "t5xxl", "clip_l", "text_l", "prompt", "positive", "string", "value")
+_TEXTS = ("text", "text_g", "t5xxl", "clip_l", "text_l", "prompt", "string", "value")
+_OTHER_SIDE = {"positive": "negative", "negative": "positive"}
 _MODELS = ("ckpt_name", "unet_name", "model_name", "diffusion_name")
 _VALUES = ("value", "seed", "noise_seed", "int", "float", "number", "string", "text")
 _EMPTY = frozenset({"ConditioningZeroOut"})
@@ -27,14 +37,10 @@ _EMPTY = frozenset({"ConditioningZeroOut"})
 
 def read(texts: Mapping[str, str]) -> GenerationData | None:
     """Read a graph. Returns None if there is none, or none with a sampler."""
-    try:
-        found: Any = json.loads(texts.get("prompt", ""))
-    except (ValueError, RecursionError):
+    found = json_object(texts.get("prompt"))
+    if not found or len(found) > MOST_NODES:
         return None
-    if not isinstance(found, dict) or len(cast("dict[str, Any]", found)) > MOST_NODES:
-        return None
-    nodes = {str(name): node for name, node in cast("dict[str, Any]", found).items() if isinstance(node, dict)}
-    graph = _Graph(cast("dict[str, dict[str, Any]]", nodes))
+    graph = _Graph({name: json_object(node) for name, node in found.items() if isinstance(node, dict)})
     sampler = graph.find_sampler()
     return None if sampler is None else graph.describe(sampler)
 
@@ -45,7 +51,7 @@ class _Graph:
 
     def inputs(self, name: str) -> dict[str, Any]:
         found = self.nodes.get(name, {}).get("inputs")
-        return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+        return json_object(found) if isinstance(found, dict) else {}
 
     def kind(self, name: str) -> str:
         return str(self.nodes.get(name, {}).get("class_type", ""))
@@ -58,31 +64,43 @@ class _Graph:
                 return str(parts[0])
         return None
 
-    def back(self, start: str, only: str = "", without: frozenset[str] = frozenset()) -> Iterator[str]:
+    def back(
+        self, start: str, only: str = "", without: frozenset[str] = frozenset(), seen: set[str] | None = None
+    ) -> Iterator[str]:
         """Yield a node and those that lead to it, the nearest first.
 
         ``only``: the only input to follow where a node has it; "" to follow all.
+        ``seen``: nodes that are not visited; those that are visited are added.
         """
-        waiting, seen = [start], {start}
+        seen = set() if seen is None else seen
+        waiting = deque([start])
         while waiting:
-            name = waiting.pop(0)
+            name = waiting.popleft()
+            if name in seen:
+                continue
+            seen.add(name)
             yield name
             inputs = self.inputs(name)
             followed = {only: inputs[only]} if only and only in inputs else inputs
             for key, value in followed.items():
                 other = self.link(value)
-                if other is not None and other not in seen and key not in without:
-                    seen.add(other)
+                if other is not None and key not in without:
                     waiting.append(other)
 
     def find_sampler(self) -> str | None:
         """Return the sampler whose result was saved; the last one on the way."""
-        ends = [name for name in self.nodes if self.kind(name).startswith(("SaveImage", "PreviewImage", "Save"))]
-        for end in [*ends, *self.nodes]:
-            for name in self.back(end):
+        seen: set[str] = set()
+        for end in sorted(self.nodes, key=lambda name: self._rank(self.kind(name))):
+            for name in self.back(end, seen=seen):
                 if self._samples(name):
                     return name
         return None
+
+    @staticmethod
+    def _rank(kind: str) -> int:
+        """Return 0 for the node that saves pictures, and more for what says less about the saved picture."""
+        ends = ("SaveImage", "Save", "PreviewImage", "")
+        return next(number for number, start in enumerate(ends) if kind.startswith(start))
 
     def _samples(self, name: str) -> bool:
         keys = self.inputs(name).keys()
@@ -119,36 +137,40 @@ class _Graph:
         model, loras, shift = self._model(guider)
         return GenerationData(
             "ComfyUI",
-            self._prompt(positive),
-            self._prompt(negative),
-            seed,
-            whole(self.value(sampler, "steps")) or whole(self.value(sigmas or "", "steps")),
-            real(self.value(guider, "cfg")),
-            None if positive is None else self._number_on_the_way(positive, "guidance"),
-            shift,
-            text(self.value(chosen or sampler, "sampler_name")),
-            text(self.value(sigmas or sampler, "scheduler")),
-            width,
-            height,
-            model,
+            prompt=self._prompt(positive, "positive"),
+            negative=self._prompt(negative, "negative"),
+            seed=seed,
+            steps=whole(self.value(sampler, "steps")) or whole(self.value(sigmas or "", "steps")),
+            cfg=real(self.value(guider, "cfg")),
+            guidance=None if positive is None else self._number_on_the_way(positive, "guidance"),
+            shift=shift,
+            sampler=text(self.value(chosen or sampler, "sampler_name")),
+            schedule=text(self.value(sigmas or sampler, "scheduler")),
+            width=width,
+            height=height,
+            model=model,
             vae=self._vae(),
             clip_skip=self._clip_skip(positive),
             strength=self._strength(sampler, sigmas),
             loras=loras,
         )
 
-    def _prompt(self, start: str | None) -> str:
-        """Return the texts that lead to a conditioning."""
+    def _prompt(self, start: str | None, side: str) -> str:
+        """Return the texts that lead to a conditioning.
+
+        ``side``: ``positive`` or ``negative``. A node may take and give both; then only this side's input counts.
+        """
         if start is None:
             return ""
         found: list[str] = []
-        for name in self.back(start, without=_NOT_TEXT):
-            if self.kind(name) in _EMPTY:
-                return ""
-            for key in _TEXTS:
-                written = self.value(name, key)
-                if isinstance(written, str) and written.strip() and written.strip() not in found:
-                    found.append(written.strip())
+        keys = (*_TEXTS, side)
+        # What sets a conditioning to zero takes no text from before it.
+        seen = {name for name in self.nodes if self.kind(name) in _EMPTY}
+        for name in self.back(start, without=_NOT_TEXT | {_OTHER_SIDE[side]}, seen=seen):
+            for key in keys:
+                written = text(self.value(name, key))
+                if written and written not in found:
+                    found.append(written)
                     break
         return "\n".join(found)
 
@@ -163,14 +185,12 @@ class _Graph:
             inputs = self.inputs(name)
             lora = text(self.value(name, "lora_name"))
             if lora:
-                strength = real(self.value(name, "strength_model"))
-                loras.append(UsedLora(file_stem(lora), 1.0 if strength is None else strength))
+                loras.append(used_lora(file_stem(lora), self.value(name, "strength_model")))
             for value in inputs.values():
                 # rgthree's Power Lora Loader has a row for each LoRA.
-                row = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+                row = json_object(value) if isinstance(value, dict) else {}
                 if row.get("on") and text(row.get("lora")):
-                    strength = real(row.get("strength"))
-                    loras.append(UsedLora(file_stem(text(row["lora"])), 1.0 if strength is None else strength))
+                    loras.append(used_lora(file_stem(text(row["lora"])), row.get("strength")))
             shift = real(self.value(name, "shift")) if shift is None and "shift" in inputs else shift
             model = model or next((text(self.value(name, key)) for key in _MODELS if key in inputs), "")
         return file_stem(model), tuple(reversed(loras)), shift

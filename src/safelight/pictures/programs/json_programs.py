@@ -10,46 +10,37 @@ Sources:
 
 from __future__ import annotations
 
-import json
+import html
 import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from safelight.pictures.generation_data import GenerationData, UsedLora, file_stem, plain, real, text, whole
+from safelight.pictures.generation_data import (
+    GenerationData,
+    UsedLora,
+    file_stem,
+    json_object,
+    json_objects,
+    plain,
+    real,
+    text,
+    used_lora,
+    whole,
+)
 
 Values = dict[str, Any]
-
-_XMP_COMMENT = re.compile(r"<exif:UserComment>.*?<rdf:li[^>]*>(.*?)</rdf:li>", re.DOTALL)
-
-
-def _object(written: object) -> Values:
-    """Parse JSON. Returns an empty dict for what is no object."""
-    try:
-        found: Any = json.loads(written) if isinstance(written, str) else written
-    except (ValueError, RecursionError):
-        return {}
-    return cast("Values", found) if isinstance(found, dict) else {}
-
-
-def _listed(value: object) -> list[Values]:
-    rows = cast("list[object]", value) if isinstance(value, list) else []
-    return [cast("Values", row) for row in rows if isinstance(row, dict)]
 
 
 def read_invokeai(texts: Mapping[str, str]) -> GenerationData | None:
     """Read InvokeAI's values, of version 3 to 6, or of version 2."""
-    found = _object(texts.get("invokeai_metadata"))
+    found = json_object(texts.get("invokeai_metadata"))
     if not found:
-        return _invokeai_2(_object(texts.get("sd-metadata")))
-    model, vae = _object(found.get("model")), _object(found.get("vae"))
+        return _invokeai_2(json_object(texts.get("sd-metadata")))
+    model, vae = json_object(found.get("model")), json_object(found.get("vae"))
     loras = tuple(
-        UsedLora(
-            text(which.get("name") or which.get("model_name")),
-            1.0 if (weight := real(row.get("weight"))) is None else weight,
-            text(which.get("hash")),
-        )
-        for row in _listed(found.get("loras"))
-        for which in [_object(row.get("model") or row.get("lora"))]
+        used_lora(which.get("name") or which.get("model_name"), row.get("weight"), which.get("hash"))
+        for row in json_objects(found.get("loras"))
+        for which in [json_object(row.get("model") or row.get("lora"))]
     )
     used = frozenset(
         {
@@ -59,43 +50,43 @@ def read_invokeai(texts: Mapping[str, str]) -> GenerationData | None:
     )
     return GenerationData(
         "InvokeAI",
-        text(found.get("positive_prompt")),
-        text(found.get("negative_prompt")),
-        whole(found.get("seed")),
-        whole(found.get("steps")),
-        real(found.get("cfg_scale")),
-        real(found.get("guidance")),
-        None,
-        text(found.get("scheduler")),
-        "",
-        whole(found.get("width")),
-        whole(found.get("height")),
-        text(model.get("name") or model.get("model_name")),
-        text(model.get("hash")),
-        text(vae.get("name") or vae.get("model_name")),
-        whole(found.get("clip_skip")) or None,
-        real(found.get("strength")),
-        loras,
-        plain(found, used),
+        prompt=text(found.get("positive_prompt")),
+        negative=text(found.get("negative_prompt")),
+        seed=whole(found.get("seed")),
+        steps=whole(found.get("steps")),
+        cfg=real(found.get("cfg_scale")),
+        guidance=real(found.get("guidance")),
+        sampler=text(found.get("scheduler")),
+        width=whole(found.get("width")),
+        height=whole(found.get("height")),
+        model=text(model.get("name") or model.get("model_name")),
+        model_hash=text(model.get("hash")),
+        vae=text(vae.get("name") or vae.get("model_name")),
+        clip_skip=whole(found.get("clip_skip")) or None,
+        strength=real(found.get("strength")),
+        loras=loras,
+        others=plain(found, used),
     )
 
 
 def _invokeai_2(found: Values) -> GenerationData | None:
-    image = _object(found.get("image"))
+    image = json_object(found.get("image"))
     if not image:
         return None
     prompts = image.get("prompt")
-    written = prompts if isinstance(prompts, str) else " ".join(text(row.get("prompt")) for row in _listed(prompts))
+    written = (
+        prompts if isinstance(prompts, str) else " ".join(text(row.get("prompt")) for row in json_objects(prompts))
+    )
     # Version 2 has the negative prompt in brackets within the prompt.
     negative = " ".join(re.findall(r"\[([^\[\]]*)\]", written))
     used = frozenset({"prompt", "seed", "steps", "cfg_scale", "sampler", "width", "height"})
     return GenerationData(
         "InvokeAI",
-        re.sub(r"\s*\[[^\[\]]*\]\s*", " ", written).strip(),
-        negative,
-        whole(image.get("seed")),
-        whole(image.get("steps")),
-        real(image.get("cfg_scale")),
+        prompt=text(re.sub(r" ?\[[^\[\]]*\] ?", " ", written)),
+        negative=text(negative),
+        seed=whole(image.get("seed")),
+        steps=whole(image.get("steps")),
+        cfg=real(image.get("cfg_scale")),
         sampler=text(image.get("sampler")),
         width=whole(image.get("width")),
         height=whole(image.get("height")),
@@ -109,8 +100,8 @@ def read_novelai(texts: Mapping[str, str]) -> GenerationData | None:
     """Read NovelAI's values."""
     if "NovelAI" not in texts.get("Software", ""):
         return None
-    found = _object(texts.get("Comment"))
-    captions = _object(_object(_object(found.get("v4_negative_prompt")).get("caption")))
+    found = json_object(texts.get("Comment"))
+    captions = json_object(json_object(found.get("v4_negative_prompt")).get("caption"))
     used = frozenset(
         {
             *("prompt", "uc", "seed", "steps", "scale", "sampler", "noise_schedule", "width", "height", "strength"),
@@ -119,11 +110,11 @@ def read_novelai(texts: Mapping[str, str]) -> GenerationData | None:
     )
     return GenerationData(
         "NovelAI",
-        text(found.get("prompt")) or text(texts.get("Description")),
-        text(found.get("uc")) or text(captions.get("base_caption")),
-        whole(found.get("seed")),
-        whole(found.get("steps")),
-        real(found.get("scale")),
+        prompt=text(found.get("prompt")) or text(texts.get("Description")),
+        negative=text(found.get("uc")) or text(captions.get("base_caption")),
+        seed=whole(found.get("seed")),
+        steps=whole(found.get("steps")),
+        cfg=real(found.get("scale")),
         sampler=text(found.get("sampler")),
         schedule=text(found.get("noise_schedule")),
         width=whole(found.get("width")),
@@ -136,7 +127,7 @@ def read_novelai(texts: Mapping[str, str]) -> GenerationData | None:
 
 def read_fooocus(texts: Mapping[str, str]) -> GenerationData | None:
     """Read Fooocus' own scheme. Its other scheme is A1111's text."""
-    found = _object(texts.get("parameters")) or _object(texts.get("Comment"))
+    found = json_object(texts.get("parameters")) or json_object(texts.get("Comment"))
     if "base_model" not in found or "prompt" not in found:
         return None
     width, height = _fooocus_size(found)
@@ -144,9 +135,7 @@ def read_fooocus(texts: Mapping[str, str]) -> GenerationData | None:
     for row in cast("list[object]", found["loras"]) if isinstance(found.get("loras"), list) else []:
         parts = cast("list[object]", row) if isinstance(row, list) else []
         if len(parts) >= 2:
-            strength = real(parts[1])
-            digest = text(parts[2]) if len(parts) > 2 else ""
-            loras.append(UsedLora(file_stem(text(parts[0])), 1.0 if strength is None else strength, digest))
+            loras.append(used_lora(file_stem(text(parts[0])), *parts[1:3]))
     used = frozenset(
         {
             *("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "sampler", "scheduler", "resolution"),
@@ -155,11 +144,11 @@ def read_fooocus(texts: Mapping[str, str]) -> GenerationData | None:
     )
     return GenerationData(
         "Fooocus",
-        text(found.get("prompt")),
-        text(found.get("negative_prompt")),
-        whole(found.get("seed")),
-        whole(found.get("steps")),
-        real(found.get("guidance_scale", found.get("cfg"))),
+        prompt=text(found.get("prompt")),
+        negative=text(found.get("negative_prompt")),
+        seed=whole(found.get("seed")),
+        steps=whole(found.get("steps")),
+        cfg=real(found.get("guidance_scale", found.get("cfg"))),
         sampler=text(found.get("sampler")),
         schedule=text(found.get("scheduler")),
         width=width,
@@ -183,12 +172,12 @@ def _fooocus_size(found: Values) -> tuple[int | None, int | None]:
 
 def read_swarmui(texts: Mapping[str, str]) -> GenerationData | None:
     """Read SwarmUI's values."""
-    found = _object(_object(texts.get("parameters")).get("sui_image_params"))
+    found = json_object(json_object(texts.get("parameters")).get("sui_image_params"))
     if not found:
         return None
     names = cast("list[object]", found["loras"]) if isinstance(found.get("loras"), list) else []
     weights = cast("list[object]", found["loraweights"]) if isinstance(found.get("loraweights"), list) else []
-    strengths = [real(weight) for weight in weights] + [1.0] * len(names)
+    strengths = [*weights, *[None] * len(names)]
     used = frozenset(
         {
             *("prompt", "negativeprompt", "seed", "steps", "cfgscale", "fluxguidancescale", "sigmashift", "sampler"),
@@ -198,23 +187,22 @@ def read_swarmui(texts: Mapping[str, str]) -> GenerationData | None:
     )
     return GenerationData(
         "SwarmUI",
-        text(found.get("prompt")),
-        text(found.get("negativeprompt")),
-        whole(found.get("seed")),
-        whole(found.get("steps")),
-        real(found.get("cfgscale")),
-        real(found.get("fluxguidancescale")),
-        real(found.get("sigmashift")),
-        text(found.get("sampler") or found.get("comfyuisampler")),
-        text(found.get("scheduler") or found.get("comfyuischeduler")),
-        whole(found.get("width")),
-        whole(found.get("height")),
-        file_stem(text(found.get("model"))),
+        prompt=text(found.get("prompt")),
+        negative=text(found.get("negativeprompt")),
+        seed=whole(found.get("seed")),
+        steps=whole(found.get("steps")),
+        cfg=real(found.get("cfgscale")),
+        guidance=real(found.get("fluxguidancescale")),
+        shift=real(found.get("sigmashift")),
+        sampler=text(found.get("sampler") or found.get("comfyuisampler")),
+        schedule=text(found.get("scheduler") or found.get("comfyuischeduler")),
+        width=whole(found.get("width")),
+        height=whole(found.get("height")),
+        model=file_stem(text(found.get("model"))),
         vae=file_stem(text(found.get("vae"))),
         strength=real(found.get("initimagecreativity")),
         loras=tuple(
-            UsedLora(file_stem(text(name)), 1.0 if strength is None else strength)
-            for name, strength in zip(names, strengths, strict=False)
+            used_lora(file_stem(text(name)), strength) for name, strength in zip(names, strengths, strict=False)
         ),
         others=plain(found, used),
     )
@@ -222,10 +210,9 @@ def read_swarmui(texts: Mapping[str, str]) -> GenerationData | None:
 
 def read_draw_things(texts: Mapping[str, str]) -> GenerationData | None:
     """Read Draw Things' values."""
-    found = _object(texts.get("exif comment"))
+    found = json_object(texts.get("exif comment"))
     if "uc" not in found:
-        inner = _XMP_COMMENT.search(texts.get("XML:com.adobe.xmp", ""))
-        found = _object(_unescaped(inner[1])) if inner else {}
+        found = json_object(html.unescape(_xmp_comment(texts.get("XML:com.adobe.xmp", ""))))
     if "c" not in found or "uc" not in found:
         return None
     size = re.fullmatch(r"(\d+)x(\d+)", text(found.get("size")))
@@ -234,11 +221,11 @@ def read_draw_things(texts: Mapping[str, str]) -> GenerationData | None:
     )
     return GenerationData(
         "Draw Things",
-        text(found.get("c")),
-        text(found.get("uc")),
-        whole(found.get("seed")),
-        whole(found.get("steps")),
-        real(found.get("scale")),
+        prompt=text(found.get("c")),
+        negative=text(found.get("uc")),
+        seed=whole(found.get("seed")),
+        steps=whole(found.get("steps")),
+        cfg=real(found.get("scale")),
         shift=real(found.get("shift")),
         sampler=text(found.get("sampler")),
         width=whole(size[1]) if size else None,
@@ -246,14 +233,14 @@ def read_draw_things(texts: Mapping[str, str]) -> GenerationData | None:
         model=file_stem(text(found.get("model"))),
         strength=real(found.get("strength")),
         loras=tuple(
-            UsedLora(file_stem(text(row.get("model"))), 1.0 if (weight := real(row.get("weight"))) is None else weight)
-            for row in _listed(found.get("lora"))
+            used_lora(file_stem(text(row.get("model"))), row.get("weight")) for row in json_objects(found.get("lora"))
         ),
         others=plain(found, used),
     )
 
 
-def _unescaped(written: str) -> str:
-    for escaped, sign in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#xA;", "\n"), ("&amp;", "&")):
-        written = written.replace(escaped, sign)
-    return written
+def _xmp_comment(xmp: str) -> str:
+    """Return the first text of Exif's UserComment in XMP, "" if there is none."""
+    _, _, comment = xmp.partition("<exif:UserComment>")
+    _, _, item = comment.partition("<rdf:li")
+    return item.partition(">")[2].partition("</rdf:li>")[0]

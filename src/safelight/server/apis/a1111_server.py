@@ -54,6 +54,7 @@ class ServerRoutes:
     def reload_checkpoint(self) -> dict[str, Any]:
         """Load the model that clients use who name none. The next request would do so, too."""
         self._ask("load", intake.default_model(self._control).name)
+        self._control.dispatcher.note_loading()
         return {}
 
     def interrogate(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from PIL import Image as PILImage
 
 from safelight.catalog.inputs import FORMATS
+from safelight.pictures.opening import DAMAGED
 from safelight.request.bounds import MOST_PIXELS
 from safelight.server.problems import RefusedError
 
@@ -27,5 +28,5 @@ def opened(field: str, text: str, formats: tuple[str, ...] = FORMATS) -> Generat
             if image.width * image.height > MOST_PIXELS:
                 raise RefusedError(422, "invalid_request", f"{field}: has more than {MOST_PIXELS} pixels", field)
             yield image
-    except (binascii.Error, OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+    except (binascii.Error, *DAMAGED) as error:
         raise RefusedError(422, "invalid_request", f"{field}: cannot be read ({error})", field) from error

@@ -58,7 +58,10 @@ class MemoryRoutes:
     async def _ask(self, command: Command, name: str) -> ResidentModel:
         model = await bridge.run(self._control.library.get, name)
         argument = model.digest if command == "unload" else model.name
-        return ResidentModel(resident=await bridge.long(_wait, self._control.supervisor.ask(command, argument)))
+        resident = await bridge.long(_wait, self._control.supervisor.ask(command, argument))
+        if command == "load":
+            self._control.dispatcher.note_loading()
+        return ResidentModel(resident=resident)
 
 
 def _wait(future: Future[Any]) -> Any:
