@@ -12,6 +12,7 @@ from safelight.memory.lease import Lease, PendingRead, ResidentSegment
 from safelight.memory.plan import Piece, Plan, Resident
 from safelight.memory.segments import Segment
 from safelight.memory.source import Checksums, SegmentBuffer
+from safelight.weights.overlay import OverlaidComponent
 
 _log = Log(__name__)
 
@@ -97,8 +98,10 @@ class SegmentTable:
         """
         lease.plan = self.last_plan = new_plan
         total = sum(segment.nbytes for segment in lease.segments)
-        self._totals |= {piece.component_key: total for piece in lease.pieces}
-        self._totals[lease.key] = sum(piece.nbytes for piece in lease.pieces if piece.component_key == lease.key)
+        for key in {piece.component_key for piece in lease.pieces}:
+            is_underlying = isinstance(lease.component, OverlaidComponent) and " +" not in key
+            own = sum(piece.nbytes for piece in lease.pieces if piece.component_key == key)
+            self._totals[key] = total if is_underlying else own
 
     @staticmethod
     def hold(lease: Lease, resident: ResidentSegment) -> None:

@@ -52,13 +52,24 @@ def component_key(component: ComponentManifest, dtype: torch.dtype) -> str:
     It consists of role, digest and dtype of the underlying component, followed by ``quantised`` if its quantised
     tensors stay so, and by the digest of its overlays if it has any.
     """
-    over = f" +{component.overlay_digest[:16]}" if isinstance(component, OverlaidComponent) else ""
-    return _underlying_key(component, dtype) + over
+    return _underlying_key(component, dtype, QUANTISED) + _overlay_key(component)
 
 
-def _underlying_key(component: ComponentManifest, dtype: torch.dtype) -> str:
-    form = " quantised" if component.compact else ""
-    return f"{component.role} {component.digest[:16]} {str(dtype).removeprefix('torch.')}{form}"
+def piece_keys(component: ComponentManifest, dtype: torch.dtype) -> tuple[str, ...]:
+    """Return the keys of a component's pieces: its own, that of what it shares, and that of what is widened."""
+    return tuple(dict.fromkeys(segment.piece.component_key for segment in split_into_segments(component, dtype)))
+
+
+QUANTISED, WIDENED = " quantised", " dequantised"
+
+
+def _underlying_key(component: ComponentManifest, dtype: torch.dtype, form: str) -> str:
+    name = f"{component.role} {component.digest[:16]} {str(dtype).removeprefix('torch.')}"
+    return name + form if component.compact else name
+
+
+def _overlay_key(component: ComponentManifest) -> str:
+    return f" +{component.overlay_digest[:16]}" if isinstance(component, OverlaidComponent) else ""
 
 
 @lru_cache(maxsize=64)
@@ -71,10 +82,9 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
     """
 
     dtypes = partial(slab_views.dtypes_of, component, dtype=dtype, stays_compact=component.stays_compact)
-    # A tensor with an overlay is not quantised in memory. The limits between segments are those of the underlying
-    # component nevertheless: it shares segments.
-    without_overlays = partial(ComponentManifest.stays_compact, component)
-    underlying_dtypes = partial(slab_views.dtypes_of, component, dtype=dtype, stays_compact=without_overlays)
+    # A tensor that has an overlay or is widened is not quantised in memory. The limits between segments do not depend
+    # on it, so that segments are shared with the underlying component, and stay when there is more room or less.
+    underlying_dtypes = partial(slab_views.dtypes_of, component, dtype=dtype, stays_compact=component.can_stay_compact)
 
     def nbytes(tensors: list[ManifestTensor], dtypes: Dtypes = underlying_dtypes) -> int:
         exact = slab_views.bytes_needed(tensors, dtypes(tensors))
@@ -96,15 +106,23 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
         else:
             parts.append(run)
     touched = component.overlaid_names if isinstance(component, OverlaidComponent) else frozenset[str]()
-    own_key, underlying_key = component_key(component, dtype), _underlying_key(component, dtype)
 
     def key(part: list[ManifestTensor]) -> str:
-        return own_key if any(tensor.name in touched for tensor in part) else underlying_key
+        widened = any(tensor.name in component.widened for tensor in part)
+        own = any(tensor.name in touched for tensor in part)
+        underlying = _underlying_key(component, dtype, WIDENED if widened else QUANTISED)
+        return underlying + _overlay_key(component) if own else underlying
 
     return tuple(
         Segment(_label(component.role, part), dtypes(part), tuple(part), Piece(key(part), index, nbytes(part, dtypes)))
         for index, part in enumerate(parts)
     )
+
+
+def widened_bytes(component: ComponentManifest, segment: Segment, dtype: torch.dtype) -> int:
+    """Return the bytes of a segment if all its tensors were dequantised."""
+    dtypes = slab_views.dtypes_of(component, segment.tensors, dtype, stays_compact=lambda _: False)
+    return -(-slab_views.bytes_needed(segment.tensors, dtypes) // ROUNDING) * ROUNDING
 
 
 def needed_segments(component: ComponentManifest, dtype: torch.dtype, unread: Collection[str]) -> tuple[Segment, ...]:

@@ -9,7 +9,7 @@ from safelight.errors import OutOfMemoryError
 from safelight.memory.lease import Use
 from safelight.memory.plan import Piece
 from safelight.memory.prefetch import prefetch_component
-from safelight.memory.segments import component_key, needed_segments
+from safelight.memory.segments import needed_segments, piece_keys
 from safelight.pipeline.resources import Resources, dtype_of
 from safelight.pipeline.stages import skeleton_key, unread_tensors
 from safelight.request.run_settings import RunSettings
@@ -19,9 +19,8 @@ from safelight.weights.manifest import ComponentManifest
 def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
     """Return the planner's names of a model's components, in the order of use."""
     family = model.family
-    return tuple(
-        component_key(model.manifest.component(role), dtype_of(settings, family, role)) for role in model.roles
-    )
+    found = (piece_keys(model.manifest.component(role), dtype_of(settings, family, role)) for role in model.roles)
+    return tuple(key for keys in found for key in keys)
 
 
 def needed_pieces(model: Model, settings: RunSettings) -> frozenset[Piece]:

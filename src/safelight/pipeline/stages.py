@@ -25,7 +25,7 @@ from safelight.errors import IntegrityError, ModuleModifiedError, OutOfMemoryErr
 from safelight.families.family import CONTROLNET
 from safelight.logs import Log
 from safelight.memory.lease import Lease, Use
-from safelight.memory.segments import component_key
+from safelight.memory.segments import piece_keys
 from safelight.memory.working_memory import Workload
 from safelight.models.bind import bind
 from safelight.models.skeleton import SkeletonKey
@@ -245,14 +245,12 @@ def plan_uses(
     """
     roles, role = model.roles, components[0][0].role
     after = roles[roles.index(role) + 1 :] if task.following is None else task.following
-    rest = [
-        component_key(model.manifest.component(r), dtype_of(resources.run_settings, model.family, r)) for r in after
-    ]
+    rest = [model.manifest.component(r) for r in after]
     if model.family.denoiser in after:
-        nets = [component for component in model.manifest.components if component.role == CONTROLNET]
-        rest = [component_key(net, dtype_of(resources.run_settings, model.family, CONTROLNET)) for net in nets] + rest
-    upcoming = (*rest, *resources.upcoming)
-    keys = [component_key(component, dtype) for component, dtype in components]
+        rest = [component for component in model.manifest.components if component.role == CONTROLNET] + rest
+    of_rest = (piece_keys(one, dtype_of(resources.run_settings, model.family, one.role)) for one in rest)
+    upcoming = (*(key for keys in of_rest for key in keys), *resources.upcoming)
+    keys = [piece_keys(component, dtype) for component, dtype in components]
     working_memory_bytes = (
         resources.working_memory_estimator.estimate(workload)
         if resources.working_memory_override is None
@@ -272,7 +270,7 @@ def plan_uses(
         Use(
             task.forward_passes,
             working_memory_bytes if index == last else 0,
-            (*keys[:index], *upcoming),
+            (*(key for before in keys[:index] for key in before), *upcoming),
             sum(least[:index]),
             unread[index],
         )

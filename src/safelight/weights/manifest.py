@@ -117,6 +117,7 @@ class ComponentManifest:
     ``digest``: BLAKE3 in hex, of the tensors and the tokenizer.
     ``tokenizer``: of a text encoder whose tokenizer is not the shipped one; None for other components.
     ``compact``: whether its quantised tensors stay quantised in memory. Then each operation dequantises what it uses.
+    ``widened``: names of quantised tensors that are dequantised in memory nevertheless, because there is room.
     """
 
     role: str
@@ -125,13 +126,21 @@ class ComponentManifest:
     digest: str
     tokenizer: ManifestTokenizer | None = field(default=None, kw_only=True)
     compact: bool = field(default=False, kw_only=True)
+    widened: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     def __hash__(self) -> int:
         """Hash the digest, not the tensors: hashing thousands of tensors would take milliseconds."""
         return hash((self.role, self.digest))
 
     def stays_compact(self, tensor: ManifestTensor) -> bool:
-        """Return whether a tensor of the component is in memory as its file stores it. Vectors never are."""
+        """Return whether a tensor of the component is in memory as its file stores it."""
+        return self.can_stay_compact(tensor) and tensor.name not in self.widened
+
+    def can_stay_compact(self, tensor: ManifestTensor) -> bool:
+        """Return whether a tensor of the component is in memory as its file stores it if there is no room for more.
+
+        Vectors never are.
+        """
         in_order = not tensor.transpose and not tensor.swap_halves
         return self.compact and tensor.is_compact and in_order and len(tensor.shape) > 1
 

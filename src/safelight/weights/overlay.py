@@ -63,8 +63,8 @@ class OverlaidComponent(ComponentManifest):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, OverlaidComponent):
             return False
-        theirs = other.digest, other.overlay_digest, other.compact
-        if theirs != (self.digest, self.overlay_digest, self.compact):
+        theirs = other.digest, other.overlay_digest, other.compact, other.widened
+        if theirs != (self.digest, self.overlay_digest, self.compact, self.widened):
             return False
         # The same content may be in another file by now.
         return other.tensors == self.tensors
@@ -94,6 +94,7 @@ def with_overlays(
         sources,
         tokenizer=component.tokenizer,
         compact=component.compact,
+        widened=component.widened,
     )
 
 
