@@ -145,6 +145,10 @@ def test_index() -> None:
     assert "| models list |" in run("benchmarks/library.py", "--models", "5", "--adapters", "5")
 
 
+def test_importing() -> None:
+    assert "| 30 |" in run("benchmarks/importing.py", "--files", "30")
+
+
 @pytest.mark.full
 def test_families() -> None:
     assert "| diffusers s |" in run("benchmarks/families.py", "--part", "call", "--tiny", "--pairs", "2")

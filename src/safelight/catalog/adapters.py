@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safelight.catalog import convert, paths, records, starters
+from safelight.catalog import convert, paths, records, starters, trigger_words
 from safelight.catalog.cards import Card
 from safelight.catalog.identify import identify, read_header, read_raw_header
 from safelight.catalog.index import Index
 from safelight.catalog.index_file import IndexFile
 from safelight.catalog.lock import library_lock
 from safelight.catalog.model import Adapter, Origin
+from safelight.catalog.unread import UnreadFiles
 from safelight.errors import (
     FileError,
     InputError,
@@ -29,6 +30,7 @@ from safelight.errors import (
 from safelight.files.disk import flush_to_disk, temporary_file_in
 from safelight.names import canonical, file_stem
 from safelight.weights import adapter_file
+from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import FileStamp, Manifest, hash_components, relocate
 
@@ -60,11 +62,16 @@ class Adapters:
         file = IndexFile(root / "index.db")
         self.index = Index(self._records, records.read_adapter, file)
         self._used_by_path = Index(root / "seen" / "adapters", records.read_adapter, file)
+        self.unread = UnreadFiles(root)
         self._inversions = Inversions(-1, {})
 
     def cards(self) -> list[Card]:
-        """Return the cards of all adapters by name, the user's own before the starters. Skips damaged records."""
+        """Return the cards of all adapters by name: the user's own, those that were imported, and the starters.
+
+        Skips damaged records.
+        """
         own = [card for card in self.index.cards().values() if not card.problem]
+        own += self.unread.cards(models=False, besides=own)
         taken = {card.name for card in own}
         return [*own, *(card for card in starters.adapter_cards() if card.name not in taken)]
 
@@ -89,18 +96,23 @@ class Adapters:
     def get(self, name: str) -> Adapter:
         """Return the adapter of a name, of its file's name, or of a digest.
 
+        An adapter that was imported is read and hashed now.
         Raises ModelNotFoundError, which lists the nearest names.
         """
-        found = self.index.get(name) or next((item for item in starters.adapters() if item.name == name), None)
+        found = self.index.get(name)
+        if found is None and (unread := self.unread.find(name, models=False)) is not None:
+            return self.add(Path(unread.path), unread.name, words=unread.trigger_words)
+        found = found or next((item for item in starters.adapters() if item.name == name), None)
         if found is not None:
             return found
         cards = self.cards()
         if paths.is_digest(name) and (card := next((card for card in cards if card.digest == name), None)):
             return self.get(card.name)
-        fitting = [card for card in self.index.cards().values() if not card.problem and card.stem == canonical(name)]
+        own = [card for card in cards if card.record_path.is_relative_to(self.root)]
+        fitting = [card for card in own if card.stem == canonical(name)]
         if len(fitting) == 1:
             # Prompts of other programs contain file names.
-            return self.index.read_record(fitting[0])
+            return self.index.read_record(fitting[0]) if fitting[0].digest else self.get(fitting[0].name)
         raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)), "adapter")
 
     def find(self, reference: str) -> Adapter:
@@ -161,22 +173,24 @@ class Adapters:
         remedy = "Add the adapter with this content with `safelight adapters add`."
         raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]}", remedy)
 
-    def add(self, path: Path, name: str | None = None, base: str = "") -> Adapter:
+    def add(self, path: Path, name: str | None = None, base: str = "", words: tuple[str, ...] = ()) -> Adapter:
         """Identify an adapter, read and hash all of it, and store its record. The file stays where it is.
 
         ``base``: the base set by the user; it overrides the file's.
+        ``words``: its trigger words, if nothing beside the file says them.
         Raises InputError when another file has the name, or when the name is not allowed.
         Raises FileError for a bad file.
         """
         path = paths.user_path(str(path)).absolute()
         chosen = paths.choose_name(name, path)
-        found = self._describe(path, chosen, "added", base)
+        found = self._describe(path, chosen, "added", base, words)
         with library_lock(self.root):
             others = self.cards()
             taken = next((card for card in others if card.name.casefold() == chosen.casefold()), None)
             if taken is not None and (taken.path != path or taken.name != chosen):
                 raise InputError(f"the name {chosen!r} is taken by {taken.path}; choose another with --name")
             self._write(found)
+            self.unread.forget(path)
         return found
 
     def _write(self, adapter: Adapter) -> None:
@@ -194,13 +208,17 @@ class Adapters:
         Raises InputError when the name is taken or not allowed, and for a starter.
         """
         with library_lock(self.root):
+            unread = None if self.index.get(name) is not None else self.unread.find(name, models=False)
+            if unread is not None:
+                chosen = _free_name(self.cards(), new, Path(unread.path), unread.name)
+                self.unread.rename(unread, chosen)
+        if unread is not None:
+            return self.get(new)
+        with library_lock(self.root):
             adapter = self.index.get(name)
             if adapter is None:
                 raise self._not_own(name, "renamed")
-            chosen = paths.choose_name(new, adapter.path)
-            taken = next((card for card in self.cards() if card.name.casefold() == chosen.casefold()), None)
-            if taken is not None and taken.name != adapter.name:
-                raise InputError(f"the name {chosen!r} is taken by {taken.path}; choose another")
+            chosen = _free_name(self.cards(), new, adapter.path, adapter.name)
             record, renamed = self._record(name), replace(adapter, name=chosen)
             target = self._records / f"{file_stem(chosen)}.json"
             records.write(target, renamed)
@@ -224,7 +242,10 @@ class Adapters:
     def remove(self, name: str) -> None:
         """Remove an adapter's record, even a damaged one. The adapter's file stays. Raises InputError for a starter."""
         with library_lock(self.root):
-            card = self.index.cards().get(canonical(name))
+            card, unread = self.index.cards().get(canonical(name)), self.unread.find(name, models=False)
+            if card is None and unread is not None:
+                self.unread.forget(Path(unread.path))
+                return
             if card is None:
                 raise self._not_own(name, "removed")
             card.record_path.unlink(missing_ok=True)
@@ -246,7 +267,7 @@ class Adapters:
         """Read and hash all of an adapter again. Raises IntegrityError when its content changed."""
         try:
             user_base = adapter.base if adapter.base_from_user else ""
-            fresh = self._describe(adapter.path, adapter.name, adapter.origin, user_base)
+            fresh = self._describe(adapter.path, adapter.name, adapter.origin, user_base, adapter.trigger_words)
         except FileError as error:
             raise IntegrityError(error.path, "", error.problem, "Put the right file back, or add it again.") from error
         if fresh.digest != adapter.digest:
@@ -262,7 +283,9 @@ class Adapters:
             if card is not None and not card.problem and self.index.read_record(card).manifest == adapter.manifest:
                 self._write(fresh)
 
-    def _describe(self, path: Path, name: str, origin: Origin, user_base: str = "") -> Adapter:
+    def _describe(
+        self, path: Path, name: str, origin: Origin, user_base: str = "", words: tuple[str, ...] = ()
+    ) -> Adapter:
         found = identify(path)
         if not adapter_file.is_adapter(found.kind):
             todo = "; use `safelight models add`" if found.kind == "checkpoint" else ""
@@ -273,8 +296,20 @@ class Adapters:
             manifest = hash_components(adapter_file.layout(read_header(path), found.kind))
         base = user_base or found.base or ""
         rule = f"{found.rule}; the user set the base {user_base}" if user_base else found.rule
+        if found.kind in WEIGHT_ADAPTER_KINDS:
+            words = trigger_words.find(path, read_raw_header(path).metadata) or words
         return Adapter(
-            canonical(name), path, found.kind, base, found.dtype, found.format, origin, rule, manifest, bool(user_base)
+            canonical(name),
+            path,
+            found.kind,
+            base,
+            found.dtype,
+            found.format,
+            origin,
+            rule,
+            manifest,
+            bool(user_base),
+            words,
         )
 
     def _converted(self, path: Path, kind: str) -> Manifest:
@@ -293,3 +328,12 @@ class Adapters:
             os.replace(temporary, converted)
         manifest = relocate(manifest, converted)
         return replace(manifest, files=(*manifest.files, FileStamp.of(path)))
+
+
+def _free_name(cards: Iterable[Card], wanted: str, path: Path, before: str) -> str:
+    """Return a new name for the adapter that was called ``before``. Raises InputError if another one has it."""
+    chosen = paths.choose_name(wanted, path)
+    taken = next((card for card in cards if card.name.casefold() == chosen.casefold()), None)
+    if taken is not None and taken.name != before:
+        raise InputError(f"the name {chosen!r} is taken by {taken.path}; choose another")
+    return chosen

@@ -6,18 +6,21 @@ component of the right kind and size can give it. The model's record stores whic
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safelight.catalog import paths
 from safelight.catalog.adapters import Adapters
+from safelight.catalog.identify import read_header
 from safelight.catalog.model import Adapter, Model
 from safelight.catalog.model_records import ModelRecords
-from safelight.errors import FileError, ModelNotFoundError, UnsupportedModelError
+from safelight.errors import FileError, InputError, ModelNotFoundError, UnsupportedModelError
 from safelight.families.components import Component, Config
 from safelight.families.family import Family
 from safelight.request.adapters import Purpose
+from safelight.weights import adapter_file
 from safelight.weights.adapter_file import COMPONENT_KINDS
 from safelight.weights.layout import CheckpointLayout
 from safelight.weights.manifest import ComponentManifest, FileStamp, Manifest, whole_digest
@@ -60,10 +63,26 @@ class PartFinder:
         ``configs``: of the model's other components, by role.
         """
         found: dict[str, Part] = {}
-        for part in self._all(family.component(role)):
+        component = family.component(role)
+        for part in self._all(component):
             if family.find_mismatch({**configs, role: part.component.config}) is None:
                 found.setdefault(part.component.digest, part)
+        if not found and (part := self._read_imported(family, component, configs)) is not None:
+            return [part]
         return list(found.values())
+
+    def _read_imported(self, family: Family, component: Component, configs: Mapping[str, Config]) -> Part | None:
+        """Read the first file that was imported and has a component that fits; None if there is none."""
+        for card in self._adapters.cards():
+            if card.digest or card.kind not in COMPONENT_KINDS or card.state() != "there":
+                continue
+            with contextlib.suppress(InputError):
+                layouts = adapter_file.layout(read_header(card.path), card.kind)
+                own = next((one for one in layouts if _suits(component, one.config)), None)
+                if own is None or family.find_mismatch({**configs, component.role: own.config}) is not None:
+                    continue
+                return _part_of_adapter(self._adapters.get(card.name), component)
+        return None
 
     def sources(self, model: Model, role: str) -> list[str]:
         """Return the names of the adapters and models that could give a model's component, with distinct contents."""
@@ -105,7 +124,7 @@ class PartFinder:
 
     def _all(self, component: Component) -> Iterator[Part]:
         for card in self._adapters.cards():
-            if card.kind in COMPONENT_KINDS and card.state() == "there":
+            if card.digest and card.kind in COMPONENT_KINDS and card.state() == "there":
                 try:
                     adapter = self._adapters.get(card.name)
                 except FileError:
@@ -198,17 +217,17 @@ def _refuse_mismatch(
         raise UnsupportedModelError(layout.path, f"does not fit the {sources}: {problem}")
 
 
-def _suits(component: Component, found: ComponentManifest) -> bool:
-    return component.standard is not None and type(found.config) is type(component.standard)
+def _suits(component: Component, config: Config) -> bool:
+    return component.standard is not None and type(config) is type(component.standard)
 
 
 def _part_of_adapter(adapter: Adapter, component: Component) -> Part | None:
-    found = next((one for one in adapter.manifest.components if _suits(component, one)), None)
+    found = next((one for one in adapter.manifest.components if _suits(component, one.config)), None)
     return None if found is None else Part(adapter.name, replace(found, role=component.role), adapter.manifest.files)
 
 
 def _part_of_model(model: Model, component: Component) -> Part | None:
-    found = next((one for one in model.manifest.components if _suits(component, one)), None)
+    found = next((one for one in model.manifest.components if _suits(component, one.config)), None)
     if found is None:
         return None
     paths_of = {tensor.path for tensor in found.tensors}

@@ -102,7 +102,7 @@ def read_model(
         zero_terminal_snr=found.zero_terminal_snr,
         dtype=found.dtype,
         format=found.format,
-        resolution=found.resolution or _native(layout.family, found.prediction_type),
+        resolution=found.resolution or native_resolution(layout.family, found.prediction_type),
         origin=origin,
         rule=found.rule,
         prediction_type_from_user=found.prediction_type_from_user,
@@ -219,7 +219,7 @@ def _counter(total: int, on_bytes: OnBytes | None) -> Callable[[int], None] | No
     return count
 
 
-def _native(family: Family, prediction_type: PredictionType | None) -> int:
+def native_resolution(family: Family, prediction_type: PredictionType | None) -> int:
     own = family.native_size(prediction_type) if prediction_type is not None else None
     return own or family.resolution
 

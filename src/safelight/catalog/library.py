@@ -28,6 +28,7 @@ from safelight.catalog.lock import library_lock
 from safelight.catalog.model import Model
 from safelight.catalog.model_records import ModelRecords
 from safelight.catalog.quarantine import Quarantine
+from safelight.catalog.unread import UnreadFiles
 from safelight.errors import (
     CorruptFileError,
     FileError,
@@ -47,15 +48,17 @@ class Library:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.records = ModelRecords(root)
+        self.unread = UnreadFiles(root)
         self.shelf = Shelf(self.records.conversions, PartFinder(root))
         self._quarantine = Quarantine(root)
 
     def cards(self) -> list[Card]:
-        """Return the cards of all models by name, the user's own before the starters.
+        """Return the cards of all models by name: the user's own, those that were imported, and the starters.
 
         Skips damaged records; :meth:`damaged` returns these.
         """
         own = [card for card in self.records.cards() if not card.problem]
+        own += self.unread.cards(models=True, besides=own)
         taken = {card.name for card in own}
         return [*own, *(card for card in starters.cards() if card.name not in taken)]
 
@@ -76,16 +79,23 @@ class Library:
     def get(self, name: str) -> Model:
         """Return the model with this name or digest, or the only one whose file has this name.
 
+        A model that was imported is read and hashed now.
         Raises ModelNotFoundError, which lists the nearest names.
         """
-        found = self.records.get(name) or starters.model(name)
+        found = self.records.get(name)
+        if found is None and (unread := self.unread.find(name, models=True)) is not None:
+            variant = unread.variant if unread.variant_from_user else ""
+            return self.add(Path(unread.path), unread.name, variant=variant)
+        found = found or starters.model(name)
         if found is None:
             cards = self.cards()
             # Prompts of other programs contain file names.
-            own = [card for card in cards if card.record_path.parent == self.records.folder]
+            own = [card for card in cards if card.record_path.is_relative_to(self.root)]
             fitting = [card for card in own if card.stem == names.canonical(name)]
             if paths.is_digest(name):
                 fitting = [card for card in cards if card.digest == name][:1]
+            if len(fitting) == 1 and not fitting[0].digest:
+                return self.get(fitting[0].name)
             found = self.find_by_name(fitting[0].name) if len(fitting) == 1 else None
             if found is None:
                 raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)))
@@ -165,6 +175,7 @@ class Library:
         with library_lock(self.root):
             refuse_taken(self.cards(), chosen, path)
             self.records.replace(model)
+            self.unread.forget(path)
             self._quarantine.end(model)
         return model
 
@@ -197,6 +208,14 @@ class Library:
         Raises InputError when the new name is taken or not allowed, and for a starter.
         Raises ModelNotFoundError for an unknown name.
         """
+        with library_lock(self.root):
+            model, unread = self.records.get(name), self.unread.find(name, models=True)
+            if model is None and unread is not None:
+                chosen = paths.choose_name(new, Path(unread.path))
+                refuse_taken((card for card in self.cards() if card.name != unread.name), chosen, None)
+                self.unread.rename(unread, chosen)
+        if model is None and unread is not None:
+            return self.get(new)
         with library_lock(self.root):
             model = self.records.get(name)
             if model is None:
@@ -250,10 +269,13 @@ class Library:
         Raises InputError for a starter, ModelNotFoundError for an unknown name.
         """
         with library_lock(self.root):
-            card = self.records.card(name)
-            if card is None:
+            card, unread = self.records.card(name), self.unread.find(name, models=True)
+            if card is not None:
+                self.records.remove(card)
+            elif unread is not None:
+                self.unread.forget(Path(unread.path))
+            else:
                 raise self._not_own(name, "removed")
-            self.records.remove(card)
 
     def verify(self, name: str, on_bytes: OnBytes | None = None) -> Model:
         """Read and hash all of a model again. Ends the model's quarantine if its content is right.

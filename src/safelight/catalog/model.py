@@ -94,6 +94,7 @@ class Adapter:
 
     ``base``: the base of the checkpoints that it fits, from its names and shapes; "" if unknown.
     ``base_from_user``: the user set the base.
+    ``trigger_words``: the words of a prompt that call a LoRA, as its metadata or a file beside it says them.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Adapter:
     rule: str
     manifest: Manifest
     base_from_user: bool = False
+    trigger_words: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -129,4 +131,5 @@ class Adapter:
             "rule": self.rule,
             "format": self.format,
             "bytes": sum(tensor.stored_nbytes for tensor in self.component.tensors),
+            "trigger_words": list(self.trigger_words),
         }

@@ -69,6 +69,8 @@ def _read(path: Path, kind: type[Record], folder: Path | None) -> Record:
         known: dict[str, Any] = {**values, "path": model_path, "manifest": manifest}
         if _STORED_USER_SET in known:
             known[_USER_SET[kind]] = known.pop(_STORED_USER_SET)
+        if "trigger_words" in known:
+            known["trigger_words"] = tuple(known["trigger_words"])
         return kind(**known)
     except (KeyError, TypeError) as error:
         raise CorruptFileError(path, f"is not a {kind.__name__.lower()}'s record ({error})") from error

@@ -39,7 +39,7 @@ def add(
     root: RootOption = None,
 ) -> None:
     """Add adapters: identify them, and read and hash every tensor. The files stay where they are."""
-    from safelight.cli.adding import Found, found_in
+    from safelight.catalog.found import Found, found_in
     from safelight.errors import InputError, StorageError
     from safelight.families.registry import families
 
@@ -94,7 +94,7 @@ def list_adapters(context: typer.Context, as_json: JsonOption = False, root: Roo
             card.summary["base"] or "?",
             card.summary["dtype"],
             f"{card.summary['bytes'] / 1e6:,.1f} MB",
-            card.digest[:10],
+            card.digest[:10] or "not read yet",
         )
         for card in found
     ]

@@ -18,6 +18,7 @@ from safelight.cli import (
     generate,
     grid,
     identify,
+    importing,
     memory,
     models,
     png_info,
@@ -59,6 +60,7 @@ app.command("upgrade", epilog=upgrade.UPGRADE_EXAMPLES)(upgrade.upgrade)
 app.command("rollback", epilog=upgrade.ROLLBACK_EXAMPLES)(upgrade.rollback)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("identify", epilog=identify.EXAMPLES)(identify.identify)
+app.command("import", epilog=importing.EXAMPLES)(importing.import_programs)
 
 
 @app.command("help", epilog="Example: `safelight help models add`")

@@ -13,9 +13,10 @@ from safelight.cli.common import Commands, JsonOption, RootOption, byte_bar, gro
 
 if TYPE_CHECKING:
     from safelight.catalog.composition import NamedParts
+    from safelight.catalog.found import Found
     from safelight.catalog.library import Library
     from safelight.catalog.model import Model
-    from safelight.cli.adding import Found, GivenVariant
+    from safelight.cli.adding import GivenVariant
 
 app = typer.Typer(
     cls=Commands,
@@ -90,7 +91,8 @@ def add(
     and so on), and print a line for each file. A file that lacks its text encoder or VAE takes one that fits from the
     library.
     """
-    from safelight.cli.adding import Found, found_in, read_variants, split_adapters
+    from safelight.catalog.found import Found, found_in
+    from safelight.cli.adding import read_variants, split_adapters
     from safelight.errors import InputError, StorageError
 
     library = _library(context, root)
@@ -224,7 +226,8 @@ def list_models(context: typer.Context, as_json: JsonOption = False, root: RootO
 
 def _row(summary: Mapping[str, Any], state: str, default: bool) -> tuple[str, ...]:
     size, side = f"{summary['bytes'] / 1e6:,.0f} MB", summary["resolution"]
-    shown = (summary["variant"], summary["dtype"], size, f"{side}x{side}", summary["digest"][:10])
+    digest = summary["digest"][:10] or "not read yet"
+    shown = (summary["variant"], summary["dtype"], size, f"{side}x{side}", digest)
     return (summary["name"] + (" (default)" if default else ""), *shown, summary["origin"], state)
 
 

@@ -10,8 +10,8 @@ from safelight.server.problems import RefusedError
 
 
 def title_of(model: Model | Card) -> str:
-    """Return the title of a model."""
-    return f"{model.name} [{model.digest[:10]}]"
+    """Return the title of a model. One that was imported and has not been read yet has no hash."""
+    return f"{model.name} [{model.digest[:10]}]" if model.digest else model.name
 
 
 def by_title(control: Services, title: str) -> Model:

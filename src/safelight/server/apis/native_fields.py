@@ -71,7 +71,9 @@ class AdapterModel(BaseModel):
     """An adapter of the library.
 
     ``base``: the base of the checkpoints that it is for; empty if unknown.
+    ``digest``: empty for a file that was imported and has not been read yet.
     ``bytes``: the size of its tensors.
+    ``trigger_words``: the words of a prompt that call a LoRA.
     """
 
     name: str
@@ -80,6 +82,7 @@ class AdapterModel(BaseModel):
     dtype: str
     digest: str
     bytes: int
+    trigger_words: list[str]
 
 
 class JobModel(BaseModel):
@@ -137,7 +140,11 @@ class Queue(BaseModel):
 
 
 class ModelModel(BaseModel):
-    """A model of the library. ``bytes``: the size of its weights."""
+    """A model of the library.
+
+    ``digest``: empty for a file that was imported and has not been read yet.
+    ``bytes``: the size of its weights.
+    """
 
     name: str
     kind: str

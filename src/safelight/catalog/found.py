@@ -1,0 +1,39 @@
+"""Finds what can be added in a folder: files that may be models or adapters, and diffusers folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from safelight.files.folder import find_index
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file or diffusers folder. ``within``: the user named a folder around it, not this path itself."""
+
+    endings: ClassVar[tuple[str, ...]] = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
+
+    path: Path
+    within: bool
+
+
+def found_in(path: Path) -> Iterator[Found]:
+    """Yield the path itself or, for a folder, the files in it and in its subfolders, sorted by name in each folder.
+
+    A diffusers folder counts as one file. Links to folders are not followed, so that no folder is read twice.
+    """
+    path = path.expanduser()
+    if not path.is_dir() or find_index(path) is not None:
+        yield Found(path, within=False)
+        return
+    for folder, inner, files in os.walk(path):
+        inner.sort()
+        diffusers = [name for name in inner if find_index(Path(folder) / name) is not None]
+        inner[:] = [name for name in inner if name not in diffusers and not name.startswith(".")]
+        names = [name for name in files if name.lower().endswith(Found.endings) and not name.startswith(".")]
+        for name in sorted([*diffusers, *names]):
+            yield Found(Path(folder) / name, within=True)

@@ -1,0 +1,142 @@
+"""Finds the models of other programs: in which folders they are, and what the programs know of them.
+
+- AUTOMATIC1111 and Forge: ``models/``, ``embeddings/``, and the folder of the ControlNet extension
+- ComfyUI: ``models/``, and the folders that ``extra_model_paths.yaml`` names
+- SwarmUI: ``Models/``
+- InvokeAI 4 and later: the table ``models`` of ``databases/invokeai.db``, with names and trigger words
+- any other folder, such as one into which kohya's scripts write: the folder itself
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from safelight.catalog.found import Found, found_in
+from safelight.errors import CorruptFileError, FileError, InputError
+from safelight.files.disk import open_regular
+
+EXTRA_PATHS = "extra_model_paths.yaml"
+COMFY_SIGNS = ("comfy", "custom_nodes", EXTRA_PATHS)
+SWARM_SIGNS = ("src/SwarmUI.csproj", "Data", "dlbackend")
+INVOKE_DATABASE = Path("databases/invokeai.db")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file or diffusers folder of a program.
+
+    ``name``, ``trigger_words``: as the program has them; "" and empty if it has none.
+    """
+
+    found: Found
+    name: str = ""
+    trigger_words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program's models. ``label``: what the program is called, "" for a plain folder."""
+
+    label: str
+    candidates: tuple[Candidate, ...]
+
+
+def read(path: Path) -> Program:
+    """Return the models of the program whose folder, or whose ``extra_model_paths.yaml``, a path is.
+
+    Raises InputError if there is no such folder, CorruptFileError for a damaged file of the program.
+    """
+    path = path.expanduser().absolute()
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return _in_folders("ComfyUI", list(_extra_folders(path)))
+    if not path.is_dir():
+        raise InputError(f"{path}: is no folder; name the folder of the program, or one with models")
+    if (path / INVOKE_DATABASE).is_file():
+        return Program("InvokeAI", tuple(_of_invoke(path)))
+    if (path / "models/Stable-diffusion").is_dir():
+        more = ("models", "embeddings", "extensions/sd-webui-controlnet/models")
+        return _in_folders("AUTOMATIC1111 or Forge", [path / name for name in more])
+    if (path / "Models").is_dir() and any((path / name).exists() for name in SWARM_SIGNS):
+        return _in_folders("SwarmUI", [path / "Models"])
+    if (path / "models").is_dir() and any((path / name).exists() for name in COMFY_SIGNS):
+        extra = path / EXTRA_PATHS
+        return _in_folders("ComfyUI", [path / "models", *(_extra_folders(extra) if extra.is_file() else ())])
+    return _in_folders("", [path])
+
+
+def _in_folders(label: str, folders: list[Path]) -> Program:
+    """Return what folders have. A file that is in two of them, or linked there, counts once."""
+    found: dict[Path, Found] = {}
+    for folder in folders:
+        if folder.is_dir():
+            for one in found_in(folder):
+                found.setdefault(one.path.resolve(), one)
+    return Program(label, tuple(Candidate(one) for one in found.values()))
+
+
+def _extra_folders(file: Path) -> Iterator[Path]:
+    """Yield the folders that ComfyUI's ``extra_model_paths.yaml`` names.
+
+    Each section has a ``base_path``, and for each kind of model one folder in each line.
+    """
+    descriptor, _ = open_regular(file)
+    with open(descriptor, "rb") as opened:
+        try:
+            read: Any = yaml.safe_load(opened)
+        except yaml.YAMLError as error:
+            raise CorruptFileError(file, f"is no YAML ({error})") from error
+    for section in cast("dict[str, Any]", read).values() if isinstance(read, dict) else ():
+        if not isinstance(section, dict):
+            continue
+        values = cast("dict[str, Any]", section)
+        base = file.parent / Path(str(values.get("base_path") or ".")).expanduser()
+        for kind, lines in values.items():
+            if kind not in ("base_path", "is_default", "custom_nodes", "configs") and isinstance(lines, str):
+                yield from (base / line.strip() for line in lines.splitlines() if line.strip())
+
+
+def _of_invoke(root: Path) -> Iterator[Candidate]:
+    """Yield the models that InvokeAI's database lists. Paths in it are relative to the folder ``models``."""
+    database = root / INVOKE_DATABASE
+    try:
+        # InvokeAI may have it open, so it is only read.
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as opened:
+            rows = opened.execute("SELECT config FROM models").fetchall()
+    except sqlite3.Error as error:
+        problem = f"has no table of models that can be read ({error}); InvokeAI 4 and later have one"
+        raise CorruptFileError(database, problem) from error
+    folder = _invoke_folder(root)
+    for (written,) in rows:
+        values = _object(written)
+        path = folder / str(values.get("path") or "")
+        words: Any = values.get("trigger_phrases")
+        listed = tuple(sorted(str(one) for one in cast("list[Any]", words))) if isinstance(words, list) else ()
+        if values.get("path"):
+            yield Candidate(Found(path, within=True), str(values.get("name") or ""), listed)
+
+
+def _object(written: object) -> dict[str, Any]:
+    try:
+        read: Any = json.loads(written) if isinstance(written, str | bytes) else None
+    except ValueError:
+        return {}
+    return cast("dict[str, Any]", read) if isinstance(read, dict) else {}
+
+
+def _invoke_folder(root: Path) -> Path:
+    """Return the folder of models: ``models_dir`` of ``invokeai.yaml``, relative to the root."""
+    with contextlib.suppress(FileError, yaml.YAMLError):
+        descriptor, _ = open_regular(root / "invokeai.yaml")
+        with open(descriptor, "rb") as opened:
+            read: Any = yaml.safe_load(opened)
+        if isinstance(read, dict):
+            return root / Path(str(cast("dict[str, Any]", read).get("models_dir") or "models")).expanduser()
+    return root / "models"

@@ -1,0 +1,195 @@
+"""Models of other programs are taken over without a copy, and are read when they are used for the first time."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from support import adapters, other_programs
+from support.other_programs import PROGRAMS, WORDS
+
+import safelight
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.importing import ImportedFile, import_files
+from safelight.catalog.other_programs import read
+from safelight.errors import CorruptFileError, InputError, ModelNotFoundError
+from safelight.weights import manifest
+
+RIGHT: dict[str, tuple[str, dict[str, str]]] = {
+    "A1111": (
+        "AUTOMATIC1111 or Forge",
+        {
+            "国风v3": "checkpoint",
+            "My Style v2": "checkpoint",
+            "glow.style": "lora",
+            "nice.vae": "vae",
+            "easy": "textual_inversion",
+        },
+    ),
+    "ComfyUI": ("ComfyUI", {"a": "checkpoint", "a (more)": "checkpoint", "one": "lora"}),
+    "InvokeAI": (
+        "InvokeAI",
+        {"Dreamy XL": "checkpoint", "Dreamy XL (4567)": "checkpoint", "Glow": "lora"},
+    ),
+    "SwarmUI": ("SwarmUI", {"a": "checkpoint", "one": "lora"}),
+    "kohya": ("", {"style": "lora", "style-000001": "lora", "style-000002": "lora"}),
+}
+"""What each program's folder has, by name."""
+
+
+def bring(path: Path, root: Path, variant: str = "") -> list[ImportedFile]:
+    return list(import_files(read(path).candidates, Catalog.under(root), lambda _: variant))
+
+
+def everything_below(path: Path, besides: Path) -> dict[str, tuple[int, int]]:
+    found = [one for one in path.rglob("*") if not one.is_relative_to(besides)]
+    return {str(one): (one.lstat().st_size, one.lstat().st_mtime_ns) for one in found}
+
+
+@pytest.mark.parametrize("label", PROGRAMS)
+def test_folders_of_programs(
+    label: str, tiny: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = PROGRAMS[label](tmp_path / label, tiny)
+    before = everything_below(tmp_path, root)
+    program, right = RIGHT[label]
+    assert read(folder).label == program
+    with monkeypatch.context() as patch:
+        if label != "A1111":
+            patch.setattr(manifest, "hash_components", lambda *_: pytest.fail("weights were read"))
+        found = bring(folder, root)
+    assert {one.name: one.kind for one in found if one.state == "imported"} == right
+    refused = [one.note for one in found if one.state == "refused"]
+    assert len(refused) == {"A1111": 1, "InvokeAI": 1}.get(label, 0), refused
+    assert everything_below(tmp_path, root) == before
+    # Once more: all is known.
+    again = bring(folder, root)
+    assert {one.name for one in again if one.state == "known"} == right.keys()
+    assert not [one for one in again if one.state == "imported"]
+    cards = [*Catalog.under(root).library.cards(), *Catalog.under(root).adapters.cards()]
+    assert right.keys() <= {card.name for card in cards}
+    if label in ("A1111", "InvokeAI", "SwarmUI"):
+        [words] = [card.summary["trigger_words"] for card in cards if card.kind == "lora" and card.name in right]
+        assert words == list(WORDS)
+
+
+def test_a_model_is_read_when_it_is_used(tiny: Path, root: Path, tmp_path: Path) -> None:
+    bring(other_programs.a1111(tmp_path / "webui", tiny), root)
+    engine = safelight.open_engine(root)
+    asked = safelight.Request("an apple <lora:glow.style:0.5>", "国风v3", steps=1, width=64, height=64)
+    made = next(engine.generate(asked))
+    plain = safelight.Request("an apple", str(tiny / "a.safetensors"), steps=1, width=64, height=64)
+    right = next(engine.generate(plain))
+    assert made.model_digest == right.model_digest
+    assert made.pixels_sha256 != right.pixels_sha256
+    catalog = Catalog.under(root)
+    assert {one.name for one in catalog.library.unread.all()} == {"My Style v2", "nice.vae"}
+    [card] = [card for card in catalog.library.cards() if card.name == "国风v3"]
+    assert (card.digest, card.state()) == (right.model_digest, "there")
+    lora = catalog.adapters.get("glow.style")
+    assert lora.trigger_words == WORDS
+    assert catalog.adapters.verify(lora).trigger_words == WORDS
+    assert catalog.library.get("My Style v2").path.name == "My Style v2.safetensors"
+
+
+def test_the_program_of_words_that_no_file_says(tiny: Path, root: Path, tmp_path: Path) -> None:
+    bring(other_programs.invoke(tmp_path / "invoke", tiny), root)
+    assert Catalog.under(root).adapters.get("Glow").trigger_words == WORDS
+    # They are there after another process has read the record.
+    assert Catalog.under(root).adapters.get("Glow").trigger_words == WORDS
+
+
+def test_names_are_changed_and_forgotten_before_a_file_is_read(tiny: Path, root: Path, tmp_path: Path) -> None:
+    bring(other_programs.a1111(tmp_path / "webui", tiny), root)
+    catalog = Catalog.under(root)
+    with pytest.raises(InputError, match="is taken"):
+        catalog.library.rename("国风v3", "My Style v2")
+    catalog.library.rename("国风v3", "guofeng")
+    catalog.adapters.rename("glow.style", "glow")
+    assert catalog.adapters.get("glow").kind == "lora"
+    catalog.library.remove("My Style v2")
+    catalog.adapters.remove("nice.vae")
+    assert catalog.library.unread.all() == ()
+    with pytest.raises(ModelNotFoundError):
+        catalog.library.get("My Style v2")
+    assert (tmp_path / "webui/models/Stable-diffusion/sub folder/My Style v2.safetensors").exists()
+
+
+def test_a_file_that_went_or_changed_is_said(tiny: Path, root: Path, tmp_path: Path) -> None:
+    folder = other_programs.swarm(tmp_path / "swarm", tiny)
+    bring(folder, root)
+    catalog, path = Catalog.under(root), folder / "Models/Stable-Diffusion/OfficialSD/a.safetensors"
+    os.utime(path, ns=(1, 1))
+    [card] = [card for card in catalog.library.cards() if card.path == path]
+    assert card.state() == "changed"
+    [one] = [one for one in bring(folder, root) if one.kind == "checkpoint"]
+    assert (one.state, one.name) == ("imported", "a")
+    [card] = [card for card in catalog.library.cards() if card.path == path]
+    assert card.state() == "there"
+    path.unlink()
+    assert card.state() == "gone"
+    with pytest.raises(InputError, match="does not exist"):
+        catalog.library.get("a")
+
+
+def test_an_imported_vae_completes_a_model(tiny: Path, root: Path, tmp_path: Path) -> None:
+    """Z-Image's denoiser lacks a text encoder and a VAE: those that were imported are read then, and only those."""
+    from support.families import tiny_families
+
+    row = tiny_families()["z-image"]
+    files = row.write_files(tmp_path / "models", 5)
+    imported = bring(tmp_path / "models", root, row.variant)
+    assert {one.state for one in imported} == {"imported"}
+    catalog = Catalog.under(root)
+    name = next(one.name for one in imported if one.path == files[row.family.denoiser])
+    model = catalog.library.get(name)
+    assert set(model.sources) == {role for role in row.roles if role != row.family.denoiser}
+    assert {one.format for one in catalog.library.unread.all()} == {"diffusers"}
+
+
+def test_paths_that_are_no_folders_of_programs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        read(tmp_path / "absent")
+    (tmp_path / "databases").mkdir()
+    (tmp_path / "databases/invokeai.db").write_bytes(b"words")
+    with pytest.raises(CorruptFileError, match="InvokeAI 4 and later"):
+        read(tmp_path)
+    (tmp_path / "paths.yaml").write_text("a: [")
+    with pytest.raises(CorruptFileError, match="is no YAML"):
+        read(tmp_path / "paths.yaml")
+
+
+def test_a_damaged_list_is_said(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "unread.json").write_text("[{}]")
+    with pytest.raises(CorruptFileError, match="import the folders again"):
+        Catalog.under(root).library.cards()
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        (".civitai.info", {"trainedWords": ["glow, neon light", "glow"]}),
+        (".json", {"activation text": "glow, neon light"}),
+        (".metadata.json", {"civitai": {"trainedWords": ["glow", "neon light"]}}),
+        (".cm-info.json", {"TrainedWords": ["glow", "neon light"]}),
+        (".swarm.json", {"modelspec.trigger_phrase": "glow,neon light"}),
+    ],
+)
+def test_words_that_call_a_lora(ending: str, said: object, root: Path, tmp_path: Path) -> None:
+    path = adapters.write(tmp_path / "one.safetensors")
+    (tmp_path / f"one{ending}").write_text(json.dumps(said))
+    added = Catalog.under(root).adapters.add(tmp_path / "one.safetensors")
+    assert added.trigger_words == WORDS, path
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "[1]", '{"trainedWords": 3}', '{"trainedWords": [null, "\\u0000"]}', "[" * 9999]
+)
+def test_odd_files_beside_a_lora_are_no_error(text: str, root: Path, tmp_path: Path) -> None:
+    adapters.write(tmp_path / "one.safetensors")
+    (tmp_path / "one.civitai.info").write_text(text)
+    words = Catalog.under(root).adapters.add(tmp_path / "one.safetensors").trigger_words
+    assert words in ((), ("None",))
