@@ -140,8 +140,13 @@ def test_an_imported_vae_completes_a_model(tiny: Path, root: Path, tmp_path: Pat
 
     row = tiny_families()["z-image"]
     files = row.write_files(tmp_path / "models", 5)
+    [before] = [one for one in bring(tmp_path / "models", root) if one.path == files[row.family.denoiser]]
+    assert "--variant" in before.note
+    with pytest.raises(InputError, match="which variant"):
+        Catalog.under(root).library.get(before.name)
+    # A second import says it.
     imported = bring(tmp_path / "models", root, row.variant)
-    assert {one.state for one in imported} == {"imported"}
+    assert {one.state for one in imported if one.path == files[row.family.denoiser]} == {"imported"}
     catalog = Catalog.under(root)
     name = next(one.name for one in imported if one.path == files[row.family.denoiser])
     model = catalog.library.get(name)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from safelight import names
 from safelight.catalog import paths, trigger_words
+from safelight.catalog.cards import Card
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.describe import native_resolution
 from safelight.catalog.found import Found
@@ -61,7 +62,7 @@ def import_files(
         for candidate in candidates:
             path = candidate.found.path.absolute()
             card = known.get(str(path))
-            if card is not None and (card.digest or card.state() == "there"):
+            if card is not None and not _is_new(card, candidate.found, choose_variant):
                 base, nbytes = card.summary["base"], card.summary["bytes"]
                 note = "" if card.state() == "there" else "its file may have changed; run models verify"
                 yield ImportedFile(path, "known", card.name, card.kind, base, nbytes, note)
@@ -85,6 +86,19 @@ def import_files(
         if unread:
             with library_lock(catalog.library.root):
                 catalog.library.unread.add(unread)
+
+
+def _is_new(card: Card, found: Found, choose_variant: ChooseVariant) -> bool:
+    """Return whether a file that was imported before, and not read yet, has changed or gets another variant now."""
+    if card.digest:
+        return False
+    if card.state() != "there":
+        return True
+    try:
+        chosen = choose_variant(found)
+    except InputError:
+        return True
+    return bool(chosen) and chosen != card.summary.get("variant")
 
 
 def _identify(path: Path, variant: str) -> Identity:

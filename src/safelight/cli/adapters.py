@@ -52,7 +52,7 @@ def add(
     for candidate in candidates:
         try:
             card = next((card for card in adapters.cards() if card.path == candidate.path.absolute()), None)
-            known = candidate.within and card is not None and card.state() == "there"
+            known = candidate.within and card is not None and card.digest and card.state() == "there"
             added = adapters.get(card.name) if known and card is not None else adapters.add(candidate.path, name, base)
         except StorageError:
             # The disk would also refuse the other files.

@@ -139,7 +139,7 @@ def _add_adapter(library: Library, candidate: Found, as_json: bool) -> str | dic
 
     adapters = Adapters(library.root)
     known = next((card for card in adapters.cards() if card.path == candidate.path.absolute()), None)
-    if known is not None and known.state() == "there":
+    if known is not None and known.digest and known.state() == "there":
         return dict(known.summary) if as_json else f"{known.name} is already in the library"
     adapter = adapters.add(candidate.path)
     of_family = f" for {adapter.base}" if adapter.base else ""
@@ -160,7 +160,7 @@ def _add(
 
     before = {card.name: card for card in library.cards()}
     known = next((card for card in before.values() if card.path == candidate.path.absolute()), None)
-    if candidate.within and known is not None and known.state() == "there":
+    if candidate.within and known is not None and known.digest and known.state() == "there":
         return dict(known.summary) if as_json else f"{known.name} is already in the library"
     with byte_bar(f"reading {candidate.path.name}") as on_bytes:
         model = library.add(
