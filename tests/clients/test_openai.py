@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -85,7 +87,6 @@ def test_other_programs_names_for_fields_are_done(http: httpx.Client, ours: dict
     [
         {"step": 50},
         {"lora": "ink"},
-        {"stream": True},
         {"background": "transparent"},
         {"style": "natural"},
         {"input_fidelity": "high"},
@@ -206,3 +207,53 @@ def test_edits_are_those_of_an_engine_that_knows_no_server(client: openai.OpenAI
             image=(tmp_path / "picture.png").open("rb"),
             mask=(tmp_path / "white.png").open("rb"),
         )
+
+
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_a_stream_of_previews_and_images(client: openai.OpenAI, form: str) -> None:
+    ask: dict[str, Any] = {"model": "starter-noto", "prompt": "red apple", "size": "64x64", "output_format": form}
+    body = {"seed": 5, "steps": 6}
+    events = list(client.images.generate(**ask, n=2, stream=True, partial_images=2, extra_body=body))
+    kinds = [event.type.removeprefix("image_generation.") for event in events]
+    assert kinds == ["partial_image", "partial_image", "completed"] * 2
+    assert [event.partial_image_index for event in events if event.type.endswith("partial_image")] == [0, 1, 0, 1]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(event.b64_json))) for event in events]
+    assert {(picture.size, picture.format) for picture in pictures} == {((64, 64), form.upper())}
+    right = client.images.generate(**ask, n=2, response_format="b64_json", extra_body=body)
+    files = [base64.b64decode(datum.b64_json or "") for datum in right.data or ()]
+    made = [base64.b64decode(event.b64_json) for event in events if event.type.endswith("completed")]
+    assert made == files
+    assert len({picture.tobytes() for picture in pictures}) == 6
+
+
+def test_a_stream_of_an_edit(client: openai.OpenAI) -> None:
+    start = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(start, "PNG")
+    start.name = "start.png"
+    start.seek(0)
+    ask: dict[str, Any] = {"model": "starter-noto", "prompt": "apple", "extra_body": {"seed": 5, "steps": 4}}
+    events = list(client.images.edit(image=start, stream=True, partial_images=1, **ask))
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+def test_a_stream_that_cannot_be(client: openai.OpenAI, http: httpx.Client) -> None:
+    for wrong in (
+        {"partial_images": 1},
+        {"stream": True, "response_format": "url"},
+        {"stream": True, "partial_images": 4},
+    ):
+        answer = http.post("/v1/images/generations", json={**PLAIN, **wrong})
+        assert answer.status_code == 422, answer.text
+    with pytest.raises(openai.NotFoundError):
+        list(client.images.generate(model="none", prompt="x", stream=True))
+
+
+def test_a_client_that_leaves_a_stream_ends_its_job(http: httpx.Client) -> None:
+    with http.stream("POST", "/v1/images/generations", json={**PLAIN, "steps": 100, "n": 8, "stream": True}) as answer:
+        job = next(one for one in http.get("/api/v1/jobs").json() if one["client"].startswith("openai"))
+        assert answer.status_code == 200
+    until = time.monotonic() + 20
+    while http.get(f"/api/v1/jobs/{job['id']}").json()["state"] not in ("cancelled", "done"):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert http.get(f"/api/v1/jobs/{job['id']}").json()["state"] == "cancelled"

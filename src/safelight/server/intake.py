@@ -115,7 +115,7 @@ async def ended(control: Services, job: QueuedJob, http: HTTPRequest) -> QueuedJ
         stuck.cancel()
         if not waiting.done():
             waiting.cancel()
-            await _cancel(control, job)
+            await cancel(control, job)
 
 
 async def all_ended(control: Services, jobs: list[QueuedJob], http: HTTPRequest) -> list[QueuedJob]:
@@ -125,10 +125,10 @@ async def all_ended(control: Services, jobs: list[QueuedJob], http: HTTPRequest)
     finally:
         for job in jobs:
             # This does not change a job that has ended.
-            await _cancel(control, job)
+            await cancel(control, job)
 
 
-async def _cancel(control: Services, job: QueuedJob) -> None:
+async def cancel(control: Services, job: QueuedJob) -> None:
     """Cancel a job for which no client waits. A full disk prevents this; then the worker makes its images anyway."""
     with contextlib.suppress(StorageError):
         await bridge.run(control.dispatcher.cancel, job.id)

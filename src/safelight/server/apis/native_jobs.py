@@ -93,7 +93,7 @@ class JobRoutes:
         With ``job``, send the events of this job until it ends; otherwise send all events.
         """
         return EventSourceResponse(
-            _stream(self._control, job), ping=ALIVE_SECONDS, ping_message_factory=_still_here, sep=LINE_END
+            _stream(self._control, job), ping=ALIVE_SECONDS, ping_message_factory=still_here, sep=LINE_END
         )
 
 
@@ -122,5 +122,6 @@ def _encode(event: Event) -> ServerSentEvent:
     return ServerSentEvent(json.dumps(data, ensure_ascii=False, default=str), event=event.kind, sep=LINE_END)
 
 
-def _still_here() -> ServerSentEvent:
+def still_here() -> ServerSentEvent:
+    """Return a comment that shows a client that the connection is alive."""
     return ServerSentEvent(comment="still here", sep=LINE_END)

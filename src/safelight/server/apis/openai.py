@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -16,6 +17,7 @@ from fastapi import Request as HTTPRequest
 from PIL import Image as PILImage
 from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from sse_starlette.sse import EventSourceResponse
 from starlette.datastructures import FormData
 
 from safelight.assembly.services import Services
@@ -25,11 +27,14 @@ from safelight.errors import RequestError
 from safelight.families.features import Feature
 from safelight.pictures import infotext
 from safelight.pictures.chunks import parameters
+from safelight.queue.database import StoredImage
 from safelight.queue.job import QueuedJob
 from safelight.request.bounds import MOST_REFERENCES
 from safelight.request.samplers import parse_sampler_and_schedule
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
+from safelight.server.apis.native_jobs import ALIVE_SECONDS, LINE_END, still_here
+from safelight.server.apis.openai_stream import Stream
 from safelight.server.problems import of_job, response
 
 
@@ -61,7 +66,7 @@ class ImageGeneration(BaseModel):
     @classmethod
     def _no_switches(cls, given: Any) -> Any:
         """Reject ``true`` and ``false`` as numbers, which pydantic would accept."""
-        numbers = ("n", "seed", "steps", "cfg", "strength", "output_compression", *ALIASES)
+        numbers = ("n", "seed", "steps", "cfg", "strength", "output_compression", "partial_images", *ALIASES)
         fields = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
         wrong = next((name for name in numbers if isinstance(fields.get(name), bool)), None)
         if wrong is not None:
@@ -78,6 +83,8 @@ class ImageGeneration(BaseModel):
     quality: Literal["auto", "low", "standard", "medium", "high", "hd"] | None = Field(
         default=None, description="if steps is not set: low halves the steps, high and hd double them"
     )
+    stream: bool | None = Field(default=None, description="send events: previews, then each image in base64")
+    partial_images: int | None = Field(default=None, ge=0, le=3, description="previews of each image in the stream")
     user: str | None = None
     seed: int | None = Field(default=None, ge=0)
     steps: int | None = None
@@ -99,6 +106,10 @@ class ImageGeneration(BaseModel):
         if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
             problem = "needs output_format jpeg or webp; PNG is always lossless"
             raise RequestError("output_compression", self.output_compression, problem)
+        if self.partial_images and not self.stream:
+            raise RequestError("partial_images", self.partial_images, "needs stream: true")
+        if self.stream and self.response_format == "url":
+            raise RequestError("response_format", "url", "a stream sends images in base64: use b64_json")
 
     def asked(self, name: str) -> Any:
         """Return the value of one of Safelight's fields, from this name or an alias; None if it is not set.
@@ -120,7 +131,7 @@ class ImageGeneration(BaseModel):
 
         OpenAI's newer models always answer so. A request with fields of those models is taken as one to them.
         """
-        newer = {"output_format", "output_compression"} | NEUTRAL.keys() - {"style"}
+        newer = {"output_format", "output_compression", "stream", "partial_images"} | NEUTRAL.keys() - {"style"}
         new = newer & {*self.model_fields_set, *(self.model_extra or {})} or self.quality in NEWER_QUALITIES
         return self.response_format == "b64_json" or (self.response_format is None and bool(new))
 
@@ -140,8 +151,6 @@ NEUTRAL: Mapping[str, tuple[str, ...]] = {
     "background": ("auto", "opaque"),
     "input_fidelity": ("low",),
     "moderation": ("auto", "low"),
-    "partial_images": ("0",),
-    "stream": ("false",),
     "style": ("vivid",),
 }
 """OpenAI's fields that Safelight does not implement, with their neutral values; others are errors."""
@@ -175,6 +184,11 @@ class OpenAIError(BaseModel):
     error: dict[str, Any]
 
 
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "the images, or events"}
+}
+"""The description of both answers in the OpenAPI document."""
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: response(OpenAIError, "an error in OpenAI's form")
     for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507)
@@ -198,8 +212,9 @@ class OpenAIRoutes:
         """Add the routes to a router."""
         api.get("/models")(self.models)
         api.get("/models/{name}")(self.one_model)
-        api.post("/images/generations", response_model_exclude_none=True)(self.generations)
-        api.post("/images/edits", response_model_exclude_none=True)(self.edits)
+        images: dict[str, Any] = {"response_model": Images, "response_model_exclude_none": True, "responses": STREAM}
+        api.post("/images/generations", **images)(self.generations)
+        api.post("/images/edits", **images)(self.edits)
 
     def models(self) -> ModelList:
         """List the models, in OpenAI's form."""
@@ -210,8 +225,8 @@ class OpenAIRoutes:
         card = next((card for card in self._control.library.cards() if card.name == name), None)
         return _card(name, card.record_path) if card is not None else ModelCard(id=self._control.library.get(name).name)
 
-    async def generations(self, asked: ImageGeneration, http: HTTPRequest) -> Images:
-        """Make images and return them."""
+    async def generations(self, asked: ImageGeneration, http: HTTPRequest) -> Images | EventSourceResponse:
+        """Make images and return them, or send them as events (``stream``)."""
         return await self._make_images(asked, http)
 
     async def edits(
@@ -233,8 +248,8 @@ class OpenAIRoutes:
             UploadFile | None,
             File(description="Safelight redraws what is transparent in the mask, or in the image if there is no mask"),
         ] = None,
-    ) -> Images:
-        """Make images from an image, or redraw a part of it, and return them.
+    ) -> Images | EventSourceResponse:
+        """Make images from an image, or redraw a part of it, and return them, or send them as events (``stream``).
 
         The other fields are those of generations.
         """
@@ -252,9 +267,24 @@ class OpenAIRoutes:
         masked = "" if transparent is None else await bridge.run(store, "mask", transparent)
         return await self._make_images(asked, http, Edit(tuple(digests), masked))
 
-    async def _make_images(self, asked: ImageGeneration, http: HTTPRequest, edit: Edit | None = None) -> Images:
+    async def _make_images(
+        self, asked: ImageGeneration, http: HTTPRequest, edit: Edit | None = None
+    ) -> Images | EventSourceResponse:
         """Make images and return them. ``edit``: the pictures to edit; None to draw from text alone."""
         jobs = await bridge.run(_queue, self._control, asked, edit)
+        if asked.stream:
+            stream = Stream(
+                self._control,
+                jobs,
+                "image_generation" if edit is None else "image_edit",
+                asked.partial_images or 0,
+                asked.output_format or "png",
+                asked.quality if asked.quality in ("low", "medium", "high") else "auto",
+                partial(_in_base64, self._control, asked),
+            )
+            return EventSourceResponse(
+                stream.events(), ping=ALIVE_SECONDS, ping_message_factory=still_here, sep=LINE_END
+            )
         jobs = await intake.all_ended(self._control, jobs, http)
         return await bridge.run(_answer, self._control, jobs, asked, str(http.base_url).rstrip("/"))
 
@@ -404,13 +434,18 @@ def _answer(control: Services, jobs: list[QueuedJob], asked: ImageGeneration, ba
     data: list[Datum] = []
     for image in (image for each in jobs for image in control.database.images(1000, job=each.id)):
         if asked.as_base64:
-            file = control.gallery.path(image.file).read_bytes()
-            if form != "png":
-                file = _convert(file, form, asked.output_compression, image.metadata)
-            data.append(Datum(b64_json=base64.b64encode(file).decode()))
+            data.append(Datum(b64_json=_in_base64(control, asked, image)))
         else:
             data.append(Datum(url=f"{base}/api/v1/images/{image.id}/file"))
     return Images(created=int(time.time()), data=data, model=job.request.model, model_digest=job.model_digest)
+
+
+def _in_base64(control: Services, asked: ImageGeneration, image: StoredImage) -> str:
+    """Return an image's file in base64, in the format that the client asked for."""
+    file, form = control.gallery.path(image.file).read_bytes(), asked.output_format or "png"
+    if form != "png":
+        file = _convert(file, form, asked.output_compression, image.metadata)
+    return base64.b64encode(file).decode()
 
 
 def _convert(png: bytes, form: str, compression: int | None, metadata: Mapping[str, Any]) -> bytes:
