@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import adapters, other_programs
 from support.other_programs import PROGRAMS, WORDS
 
 import safelight
+from safelight.catalog import importing, library
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.importing import ImportedFile, import_files
 from safelight.catalog.other_programs import read
 from safelight.errors import CorruptFileError, InputError, ModelNotFoundError
+from safelight.request.adapters import Purpose
 from safelight.weights import manifest
 
 RIGHT: dict[str, tuple[str, dict[str, str]]] = {
@@ -111,7 +116,7 @@ def test_names_are_changed_and_forgotten_before_a_file_is_read(tiny: Path, root:
     assert catalog.adapters.get("glow").kind == "lora"
     catalog.library.remove("My Style v2")
     catalog.adapters.remove("nice.vae")
-    assert catalog.library.unread.all() == ()
+    assert [one.name for one in catalog.library.unread.all()] == ["guofeng"]
     with pytest.raises(ModelNotFoundError):
         catalog.library.get("My Style v2")
     assert (tmp_path / "webui/models/Stable-diffusion/sub folder/My Style v2.safetensors").exists()
@@ -162,8 +167,133 @@ def test_paths_that_are_no_folders_of_programs(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match="InvokeAI 4 and later"):
         read(tmp_path)
     (tmp_path / "paths.yaml").write_text("a: [")
-    with pytest.raises(CorruptFileError, match="is no YAML"):
+    for text in ("a: [", "a: 2024-13-45", "[" * 3000):
+        (tmp_path / "paths.yaml").write_text(text)
+        with pytest.raises(CorruptFileError, match="is no YAML"):
+            read(tmp_path / "paths.yaml")
+    (tmp_path / "paths.yaml").write_text("a:\n  base_path: ~nobody-here/x\n  loras: y\n")
+    with pytest.raises(InputError, match="nobody-here"):
         read(tmp_path / "paths.yaml")
+    with pytest.raises(InputError, match="nobody-here"):
+        read(Path("~nobody-here/x"))
+
+
+def names_in(root: Path) -> dict[str, Path]:
+    catalog = Catalog.under(root)
+    cards = [*catalog.library.cards(), *catalog.adapters.cards()]
+    return {card.name: card.path for card in cards if card.summary["origin"] != "starter"}
+
+
+def test_linked_folders_are_followed_once(tiny: Path, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "drive").mkdir()
+    other_programs.put(tiny / "a.safetensors", tmp_path / "drive/a.safetensors")
+    comfy = tmp_path / "ComfyUI"
+    (comfy / "models").mkdir(parents=True)
+    (comfy / "custom_nodes").mkdir()
+    (comfy / "models/checkpoints").symlink_to(tmp_path / "drive")
+    (tmp_path / "drive/round").symlink_to(comfy / "models")
+    (tmp_path / "drive/itself.safetensors").symlink_to(tmp_path / "drive/itself.safetensors")
+    found = bring(comfy, root)
+    assert [(one.name, one.state) for one in found if one.state == "imported"] == [("a", "imported")]
+    assert [one.path.name for one in found if one.state == "refused"] == ["itself.safetensors"]
+
+
+def test_names_that_are_no_unicode(tiny: Path, root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/\xb9\xfa.safetensors"))
+    other_programs.put(tiny / "a.safetensors", odd)
+    other_programs.put(tiny / "b.safetensors", folder / "good.safetensors")
+    assert {one.state for one in bring(folder, root)} == {"imported"}
+    assert names_in(root).keys() == {"good", "model"}
+    assert Catalog.under(root).library.get("good").name == "good"
+    assert names_in(root).keys() == {"good", "model"}
+
+
+def test_two_imports_at_once_choose_different_names(tiny: Path, root: Path, tmp_path: Path) -> None:
+    for name in ("p", "q"):
+        other_programs.put(tiny / "a.safetensors", tmp_path / name / "x.safetensors")
+    batches = [importing._Batch(Catalog.under(root), lambda _: "") for _ in range(2)]
+    for name, batch in zip("pq", batches, strict=True):
+        batch.imported(read(tmp_path / name).candidates)
+    assert names_in(root).keys() == {"x", "x (q)"}
+
+
+def test_a_folder_that_moved_keeps_its_names(tiny: Path, root: Path, tmp_path: Path) -> None:
+    other_programs.put(tiny / "a.safetensors", tmp_path / "old/x.safetensors")
+    bring(tmp_path / "old", root)
+    Catalog.under(root).library.rename("x", "pretty")
+    (tmp_path / "old").rename(tmp_path / "new")
+    bring(tmp_path / "new", root)
+    assert names_in(root) == {"pretty": tmp_path / "new/x.safetensors"}
+
+
+def test_what_a_program_calls_otherwise_is_not_read_to_say_so(tiny: Path, root: Path, tmp_path: Path) -> None:
+    other_programs.put(tiny / "a.safetensors", tmp_path / "models/x.safetensors")
+    adapters.write(tmp_path / "models/l.safetensors")
+    bring(tmp_path / "models", root)
+    catalog = Catalog.under(root)
+    for shelf, name in ((catalog.library, "x"), (catalog.adapters, "l")):
+        assert shelf.rename(name, f"pretty {name}").digest == ""
+        with pytest.raises(InputError, match=f"use its name, 'pretty {name}'"):
+            shelf.remove(name)
+        with pytest.raises(InputError, match=f"use its name, 'pretty {name}'"):
+            shelf.rename(name, "other")
+    assert len(catalog.library.unread.all()) == 2
+    # Its file's name finds it.
+    assert catalog.library.get("x").name == "pretty x"
+    assert catalog.adapters.get("l").name == "pretty l"
+
+
+@pytest.mark.parametrize("change", ["rename", "remove"])
+def test_a_file_that_is_renamed_or_removed_while_it_is_read(
+    change: str, tiny: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_programs.put(tiny / "a.safetensors", tmp_path / "models/x.safetensors")
+    bring(tmp_path / "models", root)
+    real = library.read_model
+
+    def change_then_read(*given: Any) -> Any:
+        other = Catalog.under(root).library
+        other.rename("x", "y") if change == "rename" else other.remove("x")
+        return real(*given)
+
+    monkeypatch.setattr(library, "read_model", change_then_read)
+    if change == "rename":
+        assert Catalog.under(root).library.get("x").name == "y"
+        assert names_in(root).keys() == {"y"}
+    else:
+        with pytest.raises(ModelNotFoundError):
+            Catalog.under(root).library.get("x")
+        assert names_in(root) == {}
+
+
+def test_a_file_is_read_once_by_many_threads(
+    tiny: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_programs.put(tiny / "a.safetensors", tmp_path / "models/x.safetensors")
+    bring(tmp_path / "models", root)
+    shared, real, calls = Catalog.under(root).library, library.read_model, list[int]()
+
+    def counted(*given: Any) -> Any:
+        calls.append(1)
+        time.sleep(0.2)
+        return real(*given)
+
+    monkeypatch.setattr(library, "read_model", counted)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(shared.get, ["x"] * 4))
+    assert len({model.digest for model in found}) == len(calls) == 1
+
+
+def test_choices_for_a_model_that_was_not_read(tiny: Path, root: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        other_programs.put(tiny / f"{name}.safetensors", tmp_path / f"models/{name}.safetensors")
+    bring(tmp_path / "models", root)
+    shelf = Catalog.under(root).library
+    with pytest.raises(InputError, match="read it with `safelight models add"):
+        shelf.set_choices("a", parts=[(Purpose.VAE, "b")])
+    shelf.get("b")
+    assert shelf.set_choices("a", parts=[(Purpose.VAE, "b")]).sources == {"vae": "b"}
 
 
 def test_a_damaged_list_is_said(root: Path) -> None:

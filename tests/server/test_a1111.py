@@ -13,9 +13,12 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-from support import payloads
+from support import other_programs, payloads, serving
 
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.importing import import_files
 from safelight.catalog.library import Library
+from safelight.catalog.other_programs import read
 from safelight.errors import ModelNotFoundError, RequestError
 from safelight.pictures.chunks import schedule_label
 from safelight.request.results import Progress
@@ -329,3 +332,25 @@ def test_an_unknown_refiner_is_a_wrong_value_of_its_field(http: httpx.Client) ->
         answer = http.post("/sdapi/v1/txt2img", json={"prompt": "x", "steps": 2, "width": 64, "height": 64, **body})
         assert answer.status_code == 422
         assert "refiner_checkpoint='nobody'" in answer.json()["detail"]
+
+
+def test_titles_of_models_that_were_imported(tmp_path: Path, tiny: Path) -> None:
+    for name in ("ckpt/a", "more/a", "k1/model", "k2/b"):
+        other_programs.put(tiny / "a.safetensors", tmp_path / f"models/{name}.safetensors")
+    catalog = Catalog.under(tmp_path / "root")
+    list(import_files(read(tmp_path / "models").candidates, catalog, lambda _: ""))
+    catalog.library.rename("b", "tmp")
+    catalog.library.rename("model", "b")
+    with serving.serving(tmp_path / "root") as server, server.client() as http:
+        titles = [one["title"] for one in http.get("/sdapi/v1/sd-models").json()]
+        assert {"a", "a (more)", "b", "tmp"} <= set(titles)
+        # Asking reads nothing.
+        assert http.get("/sdapi/v1/options").status_code == 200
+        assert http.get("/api/v1/models/b").json()["digest"] == ""
+        assert len(Catalog.under(tmp_path / "root").library.unread.all()) == 4
+        for title, file in (("a", "ckpt/a"), ("a (more)", "more/a"), ("b", "k1/model")):
+            assert http.post("/sdapi/v1/options", json={"sd_model_checkpoint": title}).status_code == 200
+            card = Catalog.under(tmp_path / "root").library.records.card(title)
+            assert card is not None
+            assert card.path == tmp_path / f"models/{file}.safetensors"
+        assert http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "nothing[v2]"}).status_code == 404

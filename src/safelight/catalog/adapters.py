@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safelight.catalog import convert, paths, records, starters, trigger_words
-from safelight.catalog.cards import Card
+from safelight.catalog.cards import Card, find_card, not_own
 from safelight.catalog.identify import identify, read_header, read_raw_header
 from safelight.catalog.index import Index
 from safelight.catalog.index_file import IndexFile
 from safelight.catalog.lock import library_lock
 from safelight.catalog.model import Adapter, Origin
-from safelight.catalog.unread import UnreadFiles
+from safelight.catalog.unread import UnreadFile, UnreadFiles, besides, first_reading
 from safelight.errors import (
     FileError,
     InputError,
@@ -70,8 +70,10 @@ class Adapters:
 
         Skips damaged records.
         """
+        # This list comes first: a file that is read meanwhile is in both then, and would be in none otherwise.
+        unread = self.unread.cards(models=False)
         own = [card for card in self.index.cards().values() if not card.problem]
-        own += self.unread.cards(models=False, besides=own)
+        own += besides(unread, own)
         taken = {card.name for card in own}
         return [*own, *(card for card in starters.adapter_cards() if card.name not in taken)]
 
@@ -99,21 +101,18 @@ class Adapters:
         An adapter that was imported is read and hashed now.
         Raises ModelNotFoundError, which lists the nearest names.
         """
+        unread = self.unread.find(name, models=False)
         found = self.index.get(name)
-        if found is None and (unread := self.unread.find(name, models=False)) is not None:
-            return self.add(Path(unread.path), unread.name, words=unread.trigger_words)
+        if found is None and unread is not None:
+            return _read_first(self, unread)
         found = found or next((item for item in starters.adapters() if item.name == name), None)
-        if found is not None:
-            return found
-        cards = self.cards()
-        if paths.is_digest(name) and (card := next((card for card in cards if card.digest == name), None)):
-            return self.get(card.name)
-        own = [card for card in cards if card.record_path.is_relative_to(self.root)]
-        fitting = [card for card in own if card.stem == canonical(name)]
-        if len(fitting) == 1:
-            # Prompts of other programs contain file names.
-            return self.index.read_record(fitting[0]) if fitting[0].digest else self.get(fitting[0].name)
-        raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)), "adapter")
+        if found is None:
+            card = find_card(self.cards(), self.root, name, "adapter")
+            unread = None if card.digest else self.unread.find(card.name, models=False)
+            if unread is not None:
+                return _read_first(self, unread)
+            found = self.index.get(card.name) or next(one for one in starters.adapters() if one.name == card.name)
+        return found
 
     def find(self, reference: str) -> Adapter:
         """Return an adapter by its name, path or digest (:mod:`safelight.catalog.paths` says which of them a text is).
@@ -173,11 +172,19 @@ class Adapters:
         remedy = "Add the adapter with this content with `safelight adapters add`."
         raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]}", remedy)
 
-    def add(self, path: Path, name: str | None = None, base: str = "", words: tuple[str, ...] = ()) -> Adapter:
+    def add(
+        self,
+        path: Path,
+        name: str | None = None,
+        base: str = "",
+        words: tuple[str, ...] = (),
+        imported: bool = False,
+    ) -> Adapter:
         """Identify an adapter, read and hash all of it, and store its record. The file stays where it is.
 
         ``base``: the base set by the user; it overrides the file's.
         ``words``: its trigger words, if nothing beside the file says them.
+        ``imported``: the file was imported, and may have been renamed or removed while it was read.
         Raises InputError when another file has the name, or when the name is not allowed.
         Raises FileError for a bad file.
         """
@@ -185,6 +192,11 @@ class Adapters:
         chosen = paths.choose_name(name, path)
         found = self._describe(path, chosen, "added", base, words)
         with library_lock(self.root):
+            if imported:
+                listed = self.unread.find_path(path)
+                if listed is None:
+                    raise ModelNotFoundError(chosen, [], "adapter")
+                chosen, found = listed.name, replace(found, name=listed.name)
             others = self.cards()
             taken = next((card for card in others if card.name.casefold() == chosen.casefold()), None)
             if taken is not None and (taken.path != path or taken.name != chosen):
@@ -202,42 +214,31 @@ class Adapters:
         card = self.index.cards().get(canonical(name))
         return card.record_path if card is not None else self._records / f"{file_stem(name)}.json"
 
-    def rename(self, name: str, new: str) -> Adapter:
-        """Rename an adapter.
+    def rename(self, name: str, new: str) -> Card:
+        """Rename an adapter. Returns its card; nothing is read.
 
         Raises InputError when the name is taken or not allowed, and for a starter.
+        Raises ModelNotFoundError for an unknown name.
         """
         with library_lock(self.root):
-            unread = None if self.index.get(name) is not None else self.unread.find(name, models=False)
-            if unread is not None:
-                chosen = _free_name(self.cards(), new, Path(unread.path), unread.name)
-                self.unread.rename(unread, chosen)
-        if unread is not None:
-            return self.get(new)
-        with library_lock(self.root):
-            adapter = self.index.get(name)
-            if adapter is None:
+            adapter, unread = self.index.get(name), self.unread.find(name, models=False)
+            if adapter is None and unread is None:
                 raise self._not_own(name, "renamed")
-            chosen = _free_name(self.cards(), new, adapter.path, adapter.name)
-            record, renamed = self._record(name), replace(adapter, name=chosen)
-            target = self._records / f"{file_stem(chosen)}.json"
-            records.write(target, renamed)
-            if not (record.exists() and target.samefile(record)):
-                record.unlink(missing_ok=True)
-            self.index.invalidate()
-            return renamed
+            path = adapter.path if adapter is not None else Path(unread.path if unread is not None else "")
+            chosen = _free_name(self.cards(), new, path, canonical(name))
+            if adapter is not None:
+                record, target = self._record(name), self._records / f"{file_stem(chosen)}.json"
+                records.write(target, replace(adapter, name=chosen))
+                if not (record.exists() and target.samefile(record)):
+                    record.unlink(missing_ok=True)
+                self.index.invalidate()
+            elif unread is not None:
+                self.unread.rename(unread, chosen)
+        return find_card(self.cards(), self.root, chosen, "adapter")
 
     def _not_own(self, name: str, participle: str) -> InputError:
-        """Return the error for a name that is not one of the user's own adapters.
-
-        Raises ModelNotFoundError if no adapter has it.
-        """
-        adapter = self.get(name)
-        if adapter.origin == "starter":
-            return InputError(
-                f"{adapter.name!r} is a starter and part of the installation, so it cannot be {participle}"
-            )
-        return InputError(f"{name!r} is the file name of an adapter; use the adapter's name, {adapter.name!r}")
+        """Return the error for a name that no record of the user's own has. Raises ModelNotFoundError."""
+        return not_own(find_card(self.cards(), self.root, name, "adapter"), name, participle)
 
     def remove(self, name: str) -> None:
         """Remove an adapter's record, even a damaged one. The adapter's file stays. Raises InputError for a starter."""
@@ -337,3 +338,12 @@ def _free_name(cards: Iterable[Card], wanted: str, path: Path, before: str) -> s
     if taken is not None and taken.name != before:
         raise InputError(f"the name {chosen!r} is taken by {taken.path}; choose another")
     return chosen
+
+
+def _read_first(adapters: Adapters, unread: UnreadFile) -> Adapter:
+    """Read and hash an adapter that was imported, and store its record."""
+    with first_reading(unread.path):
+        known = next((card for card in adapters.index.cards().values() if str(card.path) == unread.path), None)
+        if known is not None and not known.problem:
+            return adapters.index.read_record(known)
+        return adapters.add(Path(unread.path), unread.name, words=unread.trigger_words, imported=True)

@@ -4,13 +4,15 @@ tensors."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safelight import names
+from safelight.catalog import paths
 from safelight.catalog.model import Adapter, Model
+from safelight.errors import InputError, ModelNotFoundError
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +73,32 @@ def card(record: Path, found: Model | Adapter) -> Card:
         vectors = {tensor.name: tensor.shape for tensor in found.component.tensors}
     components = tuple((component.role, component.digest) for component in found.manifest.components)
     return Card(found.name, record, found.summary(), stamps, components, vectors)
+
+
+def find_card(cards: Sequence[Card], root: Path, name: str, what: str = "model") -> Card:
+    """Return the card of a name, of a digest, or the only one of the user's own whose file has this name.
+
+    ``cards``: of all models or adapters. ``root``: the library's.
+    Raises ModelNotFoundError, which lists the nearest names.
+    """
+    wanted = names.canonical(name)
+    fitting = [card for card in cards if card.name == wanted][:1]
+    if not fitting and paths.is_digest(name):
+        fitting = [card for card in cards if card.digest == name][:1]
+    # Prompts of other programs contain file names.
+    fitting = fitting or [card for card in cards if card.stem == wanted and card.record_path.is_relative_to(root)]
+    if len(fitting) != 1:
+        raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)), what)
+    return fitting[0]
+
+
+def not_own(card: Card, name: str, participle: str) -> InputError:
+    """Return the error for a card that has no record of the user's own, or has another name.
+
+    ``participle``: what cannot be done, such as ``renamed``.
+    """
+    if card.summary["origin"] == "starter":
+        problem = f"is a starter and part of the installation, so it cannot be {participle}"
+        return InputError(f"{card.name!r} {problem}")
+    kind = "a model" if card.kind == "checkpoint" else "an adapter"
+    return InputError(f"{name!r} is the file name of {kind}; use its name, {card.name!r}")

@@ -7,6 +7,7 @@ component of the right kind and size can give it. The model's record stores whic
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from safelight.catalog.adapters import Adapters
 from safelight.catalog.identify import read_header
 from safelight.catalog.model import Adapter, Model
 from safelight.catalog.model_records import ModelRecords
+from safelight.catalog.unread import UnreadFiles
 from safelight.errors import FileError, InputError, ModelNotFoundError, UnsupportedModelError
 from safelight.families.components import Component, Config
 from safelight.families.family import Family
@@ -56,6 +58,7 @@ class PartFinder:
     def __init__(self, root: Path) -> None:
         self._adapters = Adapters(root)
         self._models = ModelRecords(root)
+        self._unread = UnreadFiles(root)
 
     def fitting(self, family: Family, role: str, configs: Mapping[str, Config]) -> list[Part]:
         """Return the parts that fit a model, with distinct contents: files of their own first, each sorted by name.
@@ -105,6 +108,9 @@ class PartFinder:
             adapter = self._adapters.find(reference)
         except (ModelNotFoundError, UnsupportedModelError):
             model = self._models.get(reference)
+            if model is None and (unread := self._unread.find(reference, models=True)) is not None:
+                todo = f"`safelight models add {shlex.quote(unread.path)}`"
+                raise InputError(f"{reference} was imported, and has not been read yet; read it with {todo}") from None
             if model is None:
                 raise ModelNotFoundError(reference, self._similar(reference), str(purpose)) from None
             parts = {component.role: _part_of_model(model, component) for component in components}

@@ -24,16 +24,30 @@ class Found:
 def found_in(path: Path) -> Iterator[Found]:
     """Yield the path itself or, for a folder, the files in it and in its subfolders, sorted by name in each folder.
 
-    A diffusers folder counts as one file. Links to folders are not followed, so that no folder is read twice.
+    A diffusers folder counts as one file. Links to folders are followed, but no folder is read twice. A folder that
+    may not be read has nothing.
     """
     path = path.expanduser()
-    if not path.is_dir() or find_index(path) is not None:
+    if not path.is_dir() or _is_diffusers(path):
         yield Found(path, within=False)
         return
-    for folder, inner, files in os.walk(path):
+    seen: set[str] = set()
+    for folder, inner, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
         inner.sort()
-        diffusers = [name for name in inner if find_index(Path(folder) / name) is not None]
+        diffusers = [name for name in inner if _is_diffusers(Path(folder) / name)]
         inner[:] = [name for name in inner if name not in diffusers and not name.startswith(".")]
         names = [name for name in files if name.lower().endswith(Found.endings) and not name.startswith(".")]
         for name in sorted([*diffusers, *names]):
             yield Found(Path(folder) / name, within=True)
+
+
+def _is_diffusers(folder: Path) -> bool:
+    try:
+        return find_index(folder) is not None
+    except OSError:
+        return False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from safelight.catalog.identify import Identity, identify, read_raw_header
 from safelight.catalog.lock import library_lock
 from safelight.catalog.other_programs import Candidate
 from safelight.catalog.unread import UnreadFile
-from safelight.errors import InputError, StorageError, UnsupportedModelError
+from safelight.errors import InputError, StorageError, UnreadableFileError, UnsupportedModelError
 from safelight.weights.adapter_file import INVERSION, is_adapter
 from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
 
@@ -32,6 +32,7 @@ class ImportedFile:
 
     ``name``, ``kind``, ``base``: "" for a file that was refused before they were known.
     ``note``: why it was refused, or what the user should know.
+    ``replaces``: the entry that it had at another place.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class ImportedFile:
     base: str = ""
     nbytes: int = 0
     note: str = ""
+    replaces: Card | None = None
 
 
 ChooseVariant = Callable[[Found], str]
@@ -54,38 +56,80 @@ def import_files(
 
     Raises StorageError, UnreadableFileError if the library cannot be written. What was yielded before is imported.
     """
-    cards = [*catalog.library.cards(), *catalog.adapters.cards()]
-    known = {str(card.path): card for card in cards}
-    taken = _Names(card.name for card in cards)
-    unread: list[UnreadFile] = []
-    try:
-        for candidate in candidates:
-            path = candidate.found.path.absolute()
-            card = known.get(str(path))
-            if card is not None and not _is_new(card, candidate.found, choose_variant):
-                base, nbytes = card.summary["base"], card.summary["bytes"]
-                note = "" if card.state() == "there" else "its file may have changed; run models verify"
-                yield ImportedFile(path, "known", card.name, card.kind, base, nbytes, note)
-                continue
-            try:
-                identity = _identify(path, choose_variant(candidate.found))
-                name = taken.choose(candidate.name, path) if card is None else card.name
-                if identity.kind == INVERSION:
-                    catalog.adapters.add(path, name)
-                else:
-                    unread.append(_unread(path, name, identity, candidate.trigger_words))
-            except StorageError:
-                raise
-            except InputError as error:
-                yield ImportedFile(path, "refused", note=str(error))
-                continue
-            yield ImportedFile(
-                path, "imported", name, identity.kind, identity.base or "", identity.nbytes, _note(identity)
-            )
-    finally:
-        if unread:
-            with library_lock(catalog.library.root):
-                catalog.library.unread.add(unread)
+    left = iter(candidates)
+    while batch := list(itertools.islice(left, BATCH)):
+        yield from _Batch(catalog, choose_variant).imported(batch)
+
+
+BATCH = 50
+"""Files after which the list is written."""
+
+
+class _Batch:
+    """Some files that are imported together."""
+
+    def __init__(self, catalog: Catalog, choose_variant: ChooseVariant) -> None:
+        self._catalog, self._choose_variant = catalog, choose_variant
+        cards = [*catalog.library.cards(), *catalog.adapters.cards()]
+        self._known = {os.path.realpath(card.path): card for card in cards}
+        self._moved = {(card.files[0][1:]): card for card in cards if not card.digest and card.state() == "gone"}
+
+    def imported(self, batch: Sequence[Candidate]) -> list[ImportedFile]:
+        """Import the files, and return what became of each."""
+        found = [self._one(candidate) for candidate in batch]
+        library = self._catalog.library
+        with library_lock(library.root):
+            # Another process may have chosen the same names meanwhile.
+            cards = [*library.cards(), *self._catalog.adapters.cards()]
+            taken = _Names(cards)
+            named: list[ImportedFile] = []
+            unread: list[UnreadFile] = []
+            for result, entry, wanted in found:
+                if entry is None:
+                    named.append(result)
+                    continue
+                own = next((card for card in cards if str(card.path) == entry.path or card is result.replaces), None)
+                name = own.name if own is not None else taken.choose(wanted, result.path)
+                unread.append(replace(entry, name=name))
+                named.append(replace(result, name=name))
+                if result.replaces is not None:
+                    library.unread.forget(result.replaces.path)
+            if unread:
+                library.unread.add(unread)
+        return [self._inversion(one, wanted) for one, (_, _, wanted) in zip(named, found, strict=True)]
+
+    def _one(self, candidate: Candidate) -> tuple[ImportedFile, UnreadFile | None, str]:
+        """Return what becomes of a file, its entry for the list if it gets one, and the name that its program has."""
+        path = Path(os.path.normpath(candidate.found.path.absolute()))
+        card = self._known.get(os.path.realpath(path))
+        if card is not None and not _is_new(card, candidate.found, self._choose_variant):
+            base, nbytes = card.summary["base"], card.summary["bytes"]
+            note = "" if card.state() == "there" else "its file may have changed; run models verify"
+            return ImportedFile(path, "known", card.name, card.kind, base, nbytes, note), None, ""
+        try:
+            identity = _identify(path, self._choose_variant(candidate.found))
+            entry = _unread(path, "", identity, candidate.trigger_words)
+        except StorageError:
+            raise
+        except InputError as error:
+            return ImportedFile(path, "refused", note=str(error)), None, ""
+        moved = self._moved.get((entry.size, entry.mtime_ns)) if card is None else None
+        base = identity.base or ""
+        made = ImportedFile(path, "imported", "", identity.kind, base, identity.nbytes, _note(identity), moved)
+        return made, None if identity.kind == INVERSION else entry, candidate.name
+
+    def _inversion(self, one: ImportedFile, wanted: str) -> ImportedFile:
+        """Read a textual inversion: a prompt needs its vectors. Other files are returned as they are."""
+        if one.kind != INVERSION or one.state != "imported":
+            return one
+        name = _Names(self._catalog.adapters.cards()).choose(wanted, one.path)
+        try:
+            self._catalog.adapters.add(one.path, name)
+        except StorageError:
+            raise
+        except InputError as error:
+            return ImportedFile(one.path, "refused", note=str(error))
+        return replace(one, name=name)
 
 
 def _is_new(card: Card, found: Found, choose_variant: ChooseVariant) -> bool:
@@ -116,7 +160,10 @@ def _note(identity: Identity) -> str:
 
 
 def _unread(path: Path, name: str, found: Identity, words: tuple[str, ...]) -> UnreadFile:
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UnreadableFileError(path, f"cannot be read ({error.strerror})") from error
     if found.kind in WEIGHT_ADAPTER_KINDS:
         words = trigger_words.find(path, read_raw_header(path).metadata) or words
     resolution = 0
@@ -144,8 +191,8 @@ def _unread(path: Path, name: str, found: Identity, words: tuple[str, ...]) -> U
 class _Names:
     """Chooses names that nothing else has."""
 
-    def __init__(self, taken: Iterable[str]) -> None:
-        self._taken = {name.casefold() for name in taken}
+    def __init__(self, cards: Iterable[Card]) -> None:
+        self._taken = {card.name.casefold() for card in cards}
 
     def choose(self, wanted: str, path: Path) -> str:
         """Return the program's name of a file, or its file's name; with its folder or a number if that is taken."""

@@ -21,7 +21,7 @@ from safelight.logs import Log
 
 _log = Log(__name__)
 
-VERSION = 2
+VERSION = 3
 """Version of the tables. A file of another version is created again."""
 
 _TABLES = """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safelight import names
 from safelight.catalog import paths, starters
-from safelight.catalog.cards import Card
+from safelight.catalog.cards import Card, find_card, not_own
 from safelight.catalog.composition import NamedParts, PartFinder
 from safelight.catalog.describe import (
     CHANGED_REMEDY,
@@ -28,7 +28,7 @@ from safelight.catalog.lock import library_lock
 from safelight.catalog.model import Model
 from safelight.catalog.model_records import ModelRecords
 from safelight.catalog.quarantine import Quarantine
-from safelight.catalog.unread import UnreadFiles
+from safelight.catalog.unread import UnreadFile, UnreadFiles, besides, first_reading
 from safelight.errors import (
     CorruptFileError,
     FileError,
@@ -57,8 +57,10 @@ class Library:
 
         Skips damaged records; :meth:`damaged` returns these.
         """
+        # This list comes first: a file that is read meanwhile is in both then, and would be in none otherwise.
+        unread = self.unread.cards(models=True)
         own = [card for card in self.records.cards() if not card.problem]
-        own += self.unread.cards(models=True, besides=own)
+        own += besides(unread, own)
         taken = {card.name for card in own}
         return [*own, *(card for card in starters.cards() if card.name not in taken)]
 
@@ -82,23 +84,17 @@ class Library:
         A model that was imported is read and hashed now.
         Raises ModelNotFoundError, which lists the nearest names.
         """
+        unread = self.unread.find(name, models=True)
         found = self.records.get(name)
-        if found is None and (unread := self.unread.find(name, models=True)) is not None:
-            variant = unread.variant if unread.variant_from_user else ""
-            return self.add(Path(unread.path), unread.name, variant=variant)
+        if found is None and unread is not None:
+            return _read_first(self, unread)
         found = found or starters.model(name)
         if found is None:
-            cards = self.cards()
-            # Prompts of other programs contain file names.
-            own = [card for card in cards if card.record_path.is_relative_to(self.root)]
-            fitting = [card for card in own if card.stem == names.canonical(name)]
-            if paths.is_digest(name):
-                fitting = [card for card in cards if card.digest == name][:1]
-            if len(fitting) == 1 and not fitting[0].digest:
-                return self.get(fitting[0].name)
-            found = self.find_by_name(fitting[0].name) if len(fitting) == 1 else None
+            card = find_card(self.cards(), self.root, name)
+            unread = None if card.digest else self.unread.find(card.name, models=True)
+            found = self.find_by_name(card.name) if unread is None else _read_first(self, unread)
             if found is None:
-                raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)))
+                raise ModelNotFoundError(name, [])
         return found
 
     def find(self, reference: str, on_bytes: OnBytes | None = None) -> Model:
@@ -157,12 +153,14 @@ class Library:
         variant: str = "",
         parts: NamedParts = (),
         wanted: Mapping[str, str] | None = None,
+        imported: bool = False,
     ) -> Model:
         """Identify a checkpoint, read and hash all of it, and store its record. The file stays where it is.
 
         ``variant``: set by the user; "" for the file's own.
         ``parts``: adapters, models or files that give text encoders or the VAE.
         ``wanted``: digests of components that other files give, by role.
+        ``imported``: the file was imported, and may have been renamed or removed while it was read.
         Raises InputError when another file has the name, or when the name is not allowed.
         Raises FileError for a bad file.
         An error changes nothing.
@@ -173,7 +171,12 @@ class Library:
         choices = Choices(prediction_type, variant, parts, wanted or {})
         model = read_model(self.shelf, path, chosen, "added", choices, on_bytes)
         with library_lock(self.root):
-            refuse_taken(self.cards(), chosen, path)
+            if imported:
+                listed = self.unread.find_path(path)
+                if listed is None:
+                    raise ModelNotFoundError(chosen, [])
+                model = replace(model, name=listed.name)
+            refuse_taken(self.cards(), model.name, path)
             self.records.replace(model)
             self.unread.forget(path)
             self._quarantine.end(model)
@@ -187,7 +190,11 @@ class Library:
         ``variant``, ``parts``: as in :meth:`add`; what is not named stays.
         Raises InputError as :meth:`add` does. An error changes nothing.
         """
+        unread = self.unread.find(name, models=True)
         model = self.records.get(name)
+        if model is None and unread is not None:
+            own = unread.variant if unread.variant_from_user else ""
+            return self.add(Path(unread.path), unread.name, None, on_bytes, variant or own, parts)
         if model is None:
             raise self._not_own(name, "changed")
         before = Choices.of(model)
@@ -202,31 +209,26 @@ class Library:
         """Return the models that had this name before, the newest first."""
         return self.records.earlier(name)
 
-    def rename(self, name: str, new: str) -> Model:
-        """Rename a model, with the earlier models of its name.
+    def rename(self, name: str, new: str) -> Card:
+        """Rename a model, with the earlier models of its name. Returns its card; nothing is read.
 
         Raises InputError when the new name is taken or not allowed, and for a starter.
         Raises ModelNotFoundError for an unknown name.
         """
         with library_lock(self.root):
             model, unread = self.records.get(name), self.unread.find(name, models=True)
-            if model is None and unread is not None:
-                chosen = paths.choose_name(new, Path(unread.path))
-                refuse_taken((card for card in self.cards() if card.name != unread.name), chosen, None)
-                self.unread.rename(unread, chosen)
-        if model is None and unread is not None:
-            return self.get(new)
-        with library_lock(self.root):
-            model = self.records.get(name)
-            if model is None:
+            if model is None and unread is None:
                 raise self._not_own(name, "renamed")
-            chosen = paths.choose_name(new, model.path)
-            if chosen == model.name:
-                return model
-            refuse_taken((card for card in self.cards() if card.name != model.name), chosen, None)
-            renamed = self.records.rename(model, chosen)
-            self._quarantine.rename(model, renamed)
-            return renamed
+            before = names.canonical(name)
+            path = model.path if model is not None else Path(unread.path if unread is not None else "")
+            chosen = paths.choose_name(new, path)
+            if chosen != before:
+                refuse_taken((card for card in self.cards() if card.name != before), chosen, None)
+                if model is not None:
+                    self._quarantine.rename(model, self.records.rename(model, chosen))
+                elif unread is not None:
+                    self.unread.rename(unread, chosen)
+        return find_card(self.cards(), self.root, chosen)
 
     def roll_back(self, name: str, digest: str = "", on_bytes: OnBytes | None = None) -> Model:
         """Restore an earlier model of a name: the newest, or the one whose digest begins with ``digest``.
@@ -256,12 +258,8 @@ class Library:
         return self.get(name)
 
     def _not_own(self, name: str, participle: str) -> InputError:
-        """Return the error for a name that is not one of the user's own models. Raises ModelNotFoundError if no model
-        has it."""
-        model = self.get(name)
-        if model.origin == "starter":
-            return InputError(f"{model.name!r} is a starter and part of the installation, so it cannot be {participle}")
-        return InputError(f"{name!r} is the file name of a model; use the model's name, {model.name!r}")
+        """Return the error for a name that no record of the user's own has. Raises ModelNotFoundError."""
+        return not_own(find_card(self.cards(), self.root, name), name, participle)
 
     def remove(self, name: str) -> None:
         """Remove a model's record, even a damaged one, and its conversion. The model's own file stays.
@@ -349,3 +347,13 @@ def refuse_taken(cards: Iterable[Card], name: str, path: Path | None) -> None:
     if taken is not None and (taken.path != path or taken.name != name):
         called = "" if taken.name == name else f" ({taken.name})"
         raise InputError(f"the name {name!r} is taken by {taken.path}{called}; choose another with --name")
+
+
+def _read_first(library: Library, unread: UnreadFile) -> Model:
+    """Read and hash a model that was imported, and store its record."""
+    with first_reading(unread.path):
+        known = next((card for card in library.records.cards() if str(card.path) == unread.path), None)
+        if known is not None and not known.problem:
+            return library.records.read(known)
+        variant = unread.variant if unread.variant_from_user else ""
+        return library.add(Path(unread.path), unread.name, variant=variant, imported=True)

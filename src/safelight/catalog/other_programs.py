@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from typing import Any, cast
 
 import yaml
 
+from safelight.catalog import paths
 from safelight.catalog.found import Found, found_in
+from safelight.catalog.trigger_words import cleaned
 from safelight.errors import CorruptFileError, FileError, InputError
 from safelight.files.disk import open_regular
 
@@ -54,7 +57,7 @@ def read(path: Path) -> Program:
 
     Raises InputError if there is no such folder, CorruptFileError for a damaged file of the program.
     """
-    path = path.expanduser().absolute()
+    path = Path(os.path.normpath(paths.user_path(str(path)).absolute()))
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return _in_folders("ComfyUI", list(_extra_folders(path)))
     if not path.is_dir():
@@ -74,11 +77,11 @@ def read(path: Path) -> Program:
 
 def _in_folders(label: str, folders: list[Path]) -> Program:
     """Return what folders have. A file that is in two of them, or linked there, counts once."""
-    found: dict[Path, Found] = {}
+    found: dict[str, Found] = {}
     for folder in folders:
-        if folder.is_dir():
+        if os.path.isdir(folder):
             for one in found_in(folder):
-                found.setdefault(one.path.resolve(), one)
+                found.setdefault(os.path.realpath(one.path), one)
     return Program(label, tuple(Candidate(one) for one in found.values()))
 
 
@@ -87,20 +90,16 @@ def _extra_folders(file: Path) -> Iterator[Path]:
 
     Each section has a ``base_path``, and for each kind of model one folder in each line.
     """
-    descriptor, _ = open_regular(file)
-    with open(descriptor, "rb") as opened:
-        try:
-            read: Any = yaml.safe_load(opened)
-        except yaml.YAMLError as error:
-            raise CorruptFileError(file, f"is no YAML ({error})") from error
-    for section in cast("dict[str, Any]", read).values() if isinstance(read, dict) else ():
+    read = _yaml(file)
+    for section in read.values():
         if not isinstance(section, dict):
             continue
         values = cast("dict[str, Any]", section)
-        base = file.parent / Path(str(values.get("base_path") or ".")).expanduser()
+        base = file.parent / _expanded(str(values.get("base_path") or "."))
         for kind, lines in values.items():
             if kind not in ("base_path", "is_default", "custom_nodes", "configs") and isinstance(lines, str):
-                yield from (base / line.strip() for line in lines.splitlines() if line.strip())
+                folders = (base / _expanded(line.strip()) for line in lines.splitlines() if line.strip())
+                yield from (Path(os.path.normpath(folder)) for folder in folders)
 
 
 def _of_invoke(root: Path) -> Iterator[Candidate]:
@@ -118,25 +117,37 @@ def _of_invoke(root: Path) -> Iterator[Candidate]:
         values = _object(written)
         path = folder / str(values.get("path") or "")
         words: Any = values.get("trigger_phrases")
-        listed = tuple(sorted(str(one) for one in cast("list[Any]", words))) if isinstance(words, list) else ()
+        listed = cleaned(map(str, cast("list[Any]", words))) if isinstance(words, list) else []
         if values.get("path"):
-            yield Candidate(Found(path, within=True), str(values.get("name") or ""), listed)
+            yield Candidate(Found(path, within=True), str(values.get("name") or ""), tuple(sorted(listed)))
 
 
 def _object(written: object) -> dict[str, Any]:
     try:
         read: Any = json.loads(written) if isinstance(written, str | bytes) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return cast("dict[str, Any]", read) if isinstance(read, dict) else {}
 
 
 def _invoke_folder(root: Path) -> Path:
     """Return the folder of models: ``models_dir`` of ``invokeai.yaml``, relative to the root."""
-    with contextlib.suppress(FileError, yaml.YAMLError):
-        descriptor, _ = open_regular(root / "invokeai.yaml")
-        with open(descriptor, "rb") as opened:
-            read: Any = yaml.safe_load(opened)
-        if isinstance(read, dict):
-            return root / Path(str(cast("dict[str, Any]", read).get("models_dir") or "models")).expanduser()
+    with contextlib.suppress(FileError):
+        return root / _expanded(str(_yaml(root / "invokeai.yaml").get("models_dir") or "models"))
     return root / "models"
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    """Return the values of a YAML file, empty if they are none. Raises CorruptFileError, UnreadableFileError."""
+    descriptor, _ = open_regular(file)
+    with open(descriptor, "rb") as opened:
+        try:
+            read: Any = yaml.safe_load(opened)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise CorruptFileError(file, f"is no YAML ({error})") from error
+    return cast("dict[str, Any]", read) if isinstance(read, dict) else {}
+
+
+def _expanded(text: str) -> Path:
+    """Return a path with its variables and ``~`` replaced. Raises InputError for the home of an unknown user."""
+    return paths.user_path(os.path.expandvars(text))

@@ -56,8 +56,9 @@ def _words(said: Any) -> list[str]:
 
 
 def _split(said: object) -> list[str]:
-    return _cleaned(said.split(",")) if isinstance(said, str) else []
+    return cleaned(said.split(",")) if isinstance(said, str) else []
 
 
-def _cleaned(words: Iterable[str]) -> list[str]:
+def cleaned(words: Iterable[str]) -> list[str]:
+    """Return the words that can be in a prompt."""
     return [word.strip() for word in words if word.strip() and word.isprintable()]

@@ -6,13 +6,14 @@ recorded as if it had been added.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from safelight.catalog.cards import Card
 from safelight.errors import CorruptFileError, UnreadableFileError
@@ -76,7 +77,35 @@ class UnreadFile:
         return common | training | {"resolution": self.resolution, "sources": {}}
 
 
-_LIST = TypeAdapter(list[UnreadFile])
+def _read(values: Any) -> UnreadFile:
+    """Return an entry of the list. Raises ValueError, TypeError or KeyError for one that is none."""
+    found: dict[str, Any] = {**values, "trigger_words": tuple(values["trigger_words"])}
+    made = UnreadFile(**found)
+    for one in fields(UnreadFile):
+        kind = {"int": int, "bool": bool, "str": str}.get(str(one.type), tuple)
+        if type(found[one.name]) is not kind:
+            raise ValueError(f"{one.name} is {found[one.name]!r}")
+    return made
+
+
+_reading: dict[str, threading.Lock] = {}
+_guard = threading.Lock()
+
+
+@contextlib.contextmanager
+def first_reading(path: str) -> Generator[None]:
+    """Let one thread at a time read a file for the first time. Others wait, and find its record."""
+    with _guard:
+        lock = _reading.setdefault(path, threading.Lock())
+    with lock:
+        yield
+
+
+def besides(cards: Iterable[Card], known: Iterable[Card]) -> list[Card]:
+    """Return the cards whose names and paths no other card has."""
+    listed = list(known)
+    names, paths = {card.name for card in listed}, {card.summary["path"] for card in listed}
+    return [card for card in cards if card.name not in names and card.summary["path"] not in paths]
 
 
 class UnreadFiles:
@@ -100,8 +129,8 @@ class UnreadFiles:
         stamp = status.st_ino, status.st_mtime_ns, status.st_size
         if stamp != self._stamp:
             try:
-                self._files = tuple(_LIST.validate_json(self.path.read_bytes()))
-            except (OSError, ValueError) as error:
+                self._files = tuple(map(_read, json.loads(self.path.read_bytes())))
+            except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
                 problem = "is damaged; remove it, and import the folders again"
                 raise CorruptFileError(self.path, problem) from error
             self._cards = tuple((one.is_model, self._card(one)) for one in self._files)
@@ -111,22 +140,19 @@ class UnreadFiles:
     def _card(self, one: UnreadFile) -> Card:
         return Card(one.name, self.path, one.summary(), ((one.path, one.size, one.mtime_ns),))
 
-    def cards(self, models: bool, besides: Iterable[Card]) -> list[Card]:
-        """Return the cards of the models or of the adapters, without those whose name or path another card has."""
-        if not self.all():
-            return []
-        known = list(besides)
-        names, paths = {card.name for card in known}, {str(card.summary["path"]) for card in known}
-        return [
-            card
-            for is_model, card in self._cards
-            if is_model is models and card.name not in names and card.summary["path"] not in paths
-        ]
+    def cards(self, models: bool) -> list[Card]:
+        """Return the cards of the models or of the adapters."""
+        self.all()
+        return [card for is_model, card in self._cards if is_model is models]
 
     def find(self, name: str, models: bool) -> UnreadFile | None:
         """Return the model or adapter of a name, None if there is none."""
         wanted = canonical(name)
         return next((one for one in self.all() if one.is_model is models and one.name == wanted), None)
+
+    def find_path(self, path: Path) -> UnreadFile | None:
+        """Return the entry of a file, None if it is not listed (any more)."""
+        return next((one for one in self.all() if one.path == str(path)), None)
 
     def add(self, files: Sequence[UnreadFile]) -> None:
         """Add files. A file that is listed already gets its new name and values."""
@@ -146,4 +172,6 @@ class UnreadFiles:
 
     def _write(self, files: Sequence[UnreadFile]) -> None:
         ordered = sorted(files, key=lambda one: (one.name.casefold(), one.path))
-        write_whole(self.path, _LIST.dump_json(ordered, indent=1))
+        # With escapes for all but ASCII: the path of a file may be no UTF-8.
+        lines = ",\n".join(json.dumps(asdict(one)) for one in ordered)
+        write_whole(self.path, f"[\n{lines}\n]\n".encode())

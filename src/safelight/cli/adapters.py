@@ -153,6 +153,6 @@ def rename(
     """Give an adapter another name. Its file stays as it is."""
     adapter = _adapters(context, root).rename(name, new)
     if as_json:
-        say_json(adapter.summary())
+        say_json(adapter.summary)
     else:
         typer.echo(f"renamed {name} to {adapter.name}")

@@ -195,7 +195,7 @@ def _result(model: Model, before: dict[str, str]) -> str:
     """
     if before.get(model.name) == model.digest:
         return f"{model.name} is unchanged"
-    if model.name in before:
+    if before.get(model.name):
         return f"replaced {model.name} (digest {before[model.name][:10]}, now {model.digest[:10]})"
     same = next((name for name, digest in before.items() if digest == model.digest), None)
     return f"added {model.name}" + (f" (the same content as {same})" if same else "")
@@ -438,6 +438,6 @@ def rename(
     """Give a model another name. Its file stays as it is."""
     model = _library(context, root).rename(name, new)
     if as_json:
-        say_json(model.summary())
+        say_json(model.summary)
     else:
         typer.echo(f"renamed {name} to {model.name}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from starlette.requests import Request as HTTPRequest
 
 from safelight.assembly.services import Services
+from safelight.catalog.cards import Card, find_card
 from safelight.catalog.model import Model
 from safelight.errors import ModelNotFoundError, StorageError
 from safelight.queue.job import QueuedJob
@@ -41,17 +42,23 @@ def model_named(control: Services, name: str) -> Model:
 
 
 def default_model(control: Services) -> Model:
-    """Return the model for clients that name none: ``default_model``, else the library's first.
+    """Return the model for clients that name none (:func:`default_card`)."""
+    return model_named(control, default_card(control).name)
 
+
+def default_card(control: Services) -> Card:
+    """Return the card of the model for clients that name none: ``default_model``, else the library's first.
+
+    Models that were read, and whose files are there, come before others.
     Raises ModelNotFoundError when the library is empty or has no model with the configured name.
     """
-    wanted = control.settings.default_model
+    library, wanted = control.library, control.settings.default_model
+    cards = library.cards()
     if wanted is not None:
-        return model_named(control, wanted)
-    cards = control.library.cards()
+        return find_card(cards, library.root, wanted)
     if not cards:
         raise ModelNotFoundError(None, [])
-    return model_named(control, cards[0].name)
+    return next((card for card in cards if card.digest and card.state() == "there"), cards[0])
 
 
 def limits(control: Services) -> RequestLimits:

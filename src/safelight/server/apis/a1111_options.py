@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
 
 from safelight.assembly.services import Services
+from safelight.catalog.cards import Card
 from safelight.catalog.model import Model
 from safelight.errors import RequestError
 from safelight.server import intake
@@ -36,16 +37,16 @@ class OptionRoutes:
         """Return this client's options."""
         client = client_of(http)
         own = {name: self._clients.option(client, name) for name in ("sd_vae", "CLIP_stop_at_last_layers")}
-        options = _options(current_model(self._control, self._clients, client))
+        options = _options(_current(self._control, self._clients, client))
         return options | {name: value for name, value in own.items() if value is not None}
 
     def set_options(self, given: dict[str, Any], http: HTTPRequest) -> dict[str, Any]:
         """Set options for this client only. If one of them is not supported, answer with an error and set none."""
         client = client_of(http)
         if "sd_model_checkpoint" in given:
-            model = intake.default_model(self._control)
+            model = intake.default_card(self._control)
         else:
-            model = current_model(self._control, self._clients, client)
+            model = _current(self._control, self._clients, client)
         known = _options(model)
         for name, value in given.items():
             if name not in OPTIONS_DONE and known.get(name) != value:
@@ -78,6 +79,12 @@ def current_model(control: Services, clients: Clients, client: Client) -> Model:
     return intake.default_model(control) if chosen is None else by_title(control, chosen)
 
 
+def _current(control: Services, clients: Clients, client: Client) -> Model | Card:
+    """Return the same model. One that was imported and has not been read yet is not read for its title."""
+    chosen = clients.option(client, CHECKPOINT)
+    return intake.default_card(control) if chosen is None else by_title(control, chosen)
+
+
 def stop_at(options: dict[str, Any]) -> int | None:
     """Return ``CLIP_stop_at_last_layers``, None if it is not set. Raises RequestError if it is not from 1 to 12."""
     layers = options.get("CLIP_stop_at_last_layers")
@@ -88,7 +95,7 @@ def stop_at(options: dict[str, Any]) -> int | None:
     return int(layers)
 
 
-def _options(model: Model) -> dict[str, Any]:
+def _options(model: Model | Card) -> dict[str, Any]:
     return {
         "sd_model_checkpoint": title_of(model),
         "sd_checkpoint_hash": model.digest,

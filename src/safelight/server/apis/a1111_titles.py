@@ -20,7 +20,8 @@ def by_title(control: Services, title: str) -> Model:
     Raises ModelNotFoundError when there is none.
     Raises RefusedError when the title has another model's hash, or several models have this file name.
     """
-    name, _, mark = title.removesuffix("]").rpartition(" [") if title.endswith("]") else (title, "", "")
+    is_title = title.endswith("]") and " [" in title
+    name, _, mark = title.removesuffix("]").rpartition(" [") if is_title else (title, "", "")
     named = control.library.find_by_name(name)
     if named is not None:
         if not named.digest.startswith(mark):
@@ -28,7 +29,9 @@ def by_title(control: Services, title: str) -> Model:
             raise RefusedError(409, "which_model", message, "sd_model_checkpoint")
         return named
     cards = control.library.cards()
-    found = [card for card in cards if name in (card.digest, card.digest[:10], card.path.name, card.stem)]
+    found = [card for card in cards if card.name == name]
+    hashes = [card for card in cards if card.digest and name in (card.digest, card.digest[:10])]
+    found = found or hashes or [card for card in cards if name in (card.path.name, card.stem)]
     if len(found) > 1:
         names = ", ".join(card.name for card in found)
         raise RefusedError(409, "which_model", f"{name} can be {names}; send the model's name", "sd_model_checkpoint")

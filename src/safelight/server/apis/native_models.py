@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from safelight.assembly.services import Services
+from safelight.catalog.cards import find_card
 from safelight.errors import IntegrityError
 from safelight.server import bridge
 from safelight.server.apis.native_fields import AdapterModel, Adding, ModelModel, Verified
@@ -48,8 +49,8 @@ class ModelRoutes:
 
     def one_model(self, name: str) -> ModelModel:
         """Return what is known about a model."""
-        model = self._library.get(name)
-        return self._describe(model.name, model.summary())
+        card = find_card(self._library.cards(), self._library.root, name)
+        return self._describe(card.name, card.summary)
 
     async def verify(self, name: str) -> Verified:
         """Read all bytes of the model's files again, and compare them with the manifest."""
