@@ -424,8 +424,8 @@ MUTANTS = (
     Mutant(
         "a combination has a name of its own",
         "memory/segments.py",
-        "        return own_key if any(tensor.name in touched for tensor in part) else underlying_key\n",
-        "        return underlying_key\n",
+        "        return underlying + _overlay_key(component) if own else underlying\n",
+        "        return underlying\n",
         "tests/adapters/test_state.py",
     ),
     Mutant(
