@@ -53,6 +53,12 @@ NAMES |= {form: LISTED.get(form, re.split("[ ,]", form)[0]) for form in PACKERS}
 """What `models list` calls a form."""
 
 
+@pytest.fixture(autouse=True)
+def one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each library measures which kernel of attention is the fastest, and two may choose differently."""
+    monkeypatch.setenv("SAFELIGHT_ATTENTION_TYPE", "torch-sdp")
+
+
 def least_memory(engine: Any, model: Model) -> float:
     """Return the gigabytes that the components need at least, while they stream."""
     planner = engine.resources.residency.planner
