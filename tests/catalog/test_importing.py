@@ -140,7 +140,7 @@ def test_a_file_that_went_or_changed_is_said(tiny: Path, root: Path, tmp_path: P
 
 
 def test_an_imported_vae_completes_a_model(tiny: Path, root: Path, tmp_path: Path) -> None:
-    """Z-Image's denoiser lacks a text encoder and a VAE: those that were imported are read then, and only those."""
+    """Z-Image's denoiser has no text encoder and no VAE. Imported ones that fit are read then, and nothing else."""
     from support.families import tiny_families
 
     row = tiny_families()["z-image"]
@@ -212,9 +212,9 @@ def test_names_that_are_no_unicode(tiny: Path, root: Path, tmp_path: Path) -> No
 def test_two_imports_at_once_choose_different_names(tiny: Path, root: Path, tmp_path: Path) -> None:
     for name in ("p", "q"):
         other_programs.put(tiny / "a.safetensors", tmp_path / name / "x.safetensors")
-    batches = [importing._Batch(Catalog.under(root), lambda _: "") for _ in range(2)]
+    batches = [importing._Importer(Catalog.under(root), lambda _: "") for _ in range(2)]
     for name, batch in zip("pq", batches, strict=True):
-        batch.imported(read(tmp_path / name).candidates)
+        batch.import_batch(read(tmp_path / name).candidates)
     assert names_in(root).keys() == {"x", "x (q)"}
 
 
@@ -225,6 +225,18 @@ def test_a_folder_that_moved_keeps_its_names(tiny: Path, root: Path, tmp_path: P
     (tmp_path / "old").rename(tmp_path / "new")
     bring(tmp_path / "new", root)
     assert names_in(root) == {"pretty": tmp_path / "new/x.safetensors"}
+
+
+def test_two_files_that_moved_do_not_get_one_name(tiny: Path, root: Path, tmp_path: Path) -> None:
+    """They have the same size and time, as a copy has."""
+    old = tmp_path / "old"
+    for name in ("x", "y"):
+        path = other_programs.put(tiny / "a.safetensors", old / f"{name}.safetensors")
+        os.utime(path, ns=(5, 5))
+    bring(old, root)
+    old.rename(tmp_path / "new")
+    bring(tmp_path / "new", root)
+    assert set(names_in(root).values()) == {tmp_path / "new/x.safetensors", tmp_path / "new/y.safetensors"}
 
 
 def test_what_a_program_calls_otherwise_is_not_read_to_say_so(tiny: Path, root: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from safelight.queue.events import Event, Events
+from safelight.server import event_stream
 from safelight.server.apis import native_jobs
 
 
@@ -24,7 +25,7 @@ def test_an_event_is_one_line_of_json() -> None:
 def test_comments_show_that_the_connection_is_alive_and_a_closed_one_is_not_listened_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(native_jobs, "ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr(event_stream, "ALIVE_SECONDS", 0.02)
     events = Events()
     control: Any = SimpleNamespace(events=events, database=None, dispatcher=None)
     sent: list[dict[str, Any]] = []

@@ -66,7 +66,7 @@ class Adapters:
         self._inversions = Inversions(-1, {})
 
     def cards(self) -> list[Card]:
-        """Return the cards of all adapters by name: the user's own, those that were imported, and the starters.
+        """Return the cards of all adapters by name. The user's own come first, then imported ones, then the starters.
 
         Skips damaged records.
         """
@@ -222,9 +222,9 @@ class Adapters:
         """
         with library_lock(self.root):
             adapter, unread = self.index.get(name), self.unread.find(name, models=False)
-            if adapter is None and unread is None:
+            path = adapter.path if adapter is not None else None if unread is None else Path(unread.path)
+            if path is None:
                 raise self._not_own(name, "renamed")
-            path = adapter.path if adapter is not None else Path(unread.path if unread is not None else "")
             chosen = _free_name(self.cards(), new, path, canonical(name))
             if adapter is not None:
                 record, target = self._record(name), self._records / f"{file_stem(chosen)}.json"
@@ -298,7 +298,7 @@ class Adapters:
         base = user_base or found.base or ""
         rule = f"{found.rule}; the user set the base {user_base}" if user_base else found.rule
         if found.kind in WEIGHT_ADAPTER_KINDS:
-            words = trigger_words.find(path, read_raw_header(path).metadata) or words
+            words = trigger_words.find(path, found.metadata) or words
         return Adapter(
             canonical(name),
             path,

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -45,6 +45,7 @@ class Identity:
     ``variant``: see :class:`safelight.catalog.model.Model`.
     ``layout``, ``prediction_type``, ``variant``: None unless the file is a complete checkpoint.
     ``prediction_type_from_user``, ``variant_from_user``: the user set it.
+    ``metadata``: that of a single file's header.
     ``watched``: files and folders without tensors that influenced the decision. The identification is valid only while
     these are unchanged.
     """
@@ -64,6 +65,7 @@ class Identity:
     prediction_type_from_user: bool = False
     variant_from_user: bool = False
     watched: tuple[Path, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def identify(path: Path, prediction_type: PredictionType | None = None, variant: str = "") -> Identity:
@@ -156,7 +158,19 @@ def _single(header: Header, variant: str) -> Identity:
     origin = f"; made by Safelight from {made_from[:10]}" if made_from else ""
     rule = f"{kind}: {kind_rule.sentence}{origin}"
     dtype = _dtype({name: info.dtype for name, info in header.tensors.items()})
-    common = Identity(header.path, kind, base, None, None, False, dtype, header.nbytes, header.format, rule)
+    common = Identity(
+        header.path,
+        kind,
+        base,
+        None,
+        None,
+        False,
+        dtype,
+        header.nbytes,
+        header.format,
+        rule,
+        metadata=header.metadata,
+    )
     if kind == DENOISER:
         # A checkpoint whose other components are in other files.
         common = replace(common, kind="checkpoint")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from safelight.catalog.cards import Card
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.describe import native_resolution
 from safelight.catalog.found import Found
-from safelight.catalog.identify import Identity, identify, read_raw_header
+from safelight.catalog.identify import Identity, identify
 from safelight.catalog.lock import library_lock
 from safelight.catalog.other_programs import Candidate
 from safelight.catalog.unread import UnreadFile
@@ -32,7 +33,6 @@ class ImportedFile:
 
     ``name``, ``kind``, ``base``: "" for a file that was refused before they were known.
     ``note``: why it was refused, or what the user should know.
-    ``replaces``: the entry that it had at another place.
     """
 
     path: Path
@@ -42,7 +42,6 @@ class ImportedFile:
     base: str = ""
     nbytes: int = 0
     note: str = ""
-    replaces: Card | None = None
 
 
 ChooseVariant = Callable[[Found], str]
@@ -56,80 +55,98 @@ def import_files(
 
     Raises StorageError, UnreadableFileError if the library cannot be written. What was yielded before is imported.
     """
-    left = iter(candidates)
+    importer, left = _Importer(catalog, choose_variant), iter(candidates)
     while batch := list(itertools.islice(left, BATCH)):
-        yield from _Batch(catalog, choose_variant).imported(batch)
+        yield from importer.import_batch(batch)
 
 
-BATCH = 50
+BATCH = 200
 """Files after which the list is written."""
 
 
-class _Batch:
-    """Some files that are imported together."""
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What becomes of a file, before it has a name.
+
+    ``entry``: for the list; None for a file that does not get into it.
+    ``wanted``: the name that its program has, "" for none.
+    ``before``: the card that it had with another content, variant or place; None for a new file.
+    """
+
+    file: ImportedFile
+    entry: UnreadFile | None = None
+    wanted: str = ""
+    before: Card | None = None
+
+
+class _Importer:
+    """Imports files into one library."""
 
     def __init__(self, catalog: Catalog, choose_variant: ChooseVariant) -> None:
         self._catalog, self._choose_variant = catalog, choose_variant
         cards = [*catalog.library.cards(), *catalog.adapters.cards()]
         self._known = {os.path.realpath(card.path): card for card in cards}
-        self._moved = {(card.files[0][1:]): card for card in cards if not card.digest and card.state() == "gone"}
+        self._gone: defaultdict[tuple[int, int], list[Card]] = defaultdict(list)
+        """Imported files that are not at their place any more, by size and time."""
+        for card in cards:
+            if not card.digest and card.state() == "gone":
+                self._gone[card.files[0][1:]].append(card)
 
-    def imported(self, batch: Sequence[Candidate]) -> list[ImportedFile]:
-        """Import the files, and return what became of each."""
-        found = [self._one(candidate) for candidate in batch]
-        library = self._catalog.library
+    def import_batch(self, batch: Sequence[Candidate]) -> list[ImportedFile]:
+        """Import files, and return what became of each."""
+        results = [self._examine(candidate) for candidate in batch]
+        library, adapters = self._catalog.library, self._catalog.adapters
         with library_lock(library.root):
             # Another process may have chosen the same names meanwhile.
-            cards = [*library.cards(), *self._catalog.adapters.cards()]
-            taken = _Names(cards)
-            named: list[ImportedFile] = []
-            unread: list[UnreadFile] = []
-            for result, entry, wanted in found:
-                if entry is None:
-                    named.append(result)
+            cards = [*library.cards(), *adapters.cards()]
+            taken, present = _Names(cards), {card.summary["path"]: card for card in cards}
+            made: list[ImportedFile] = []
+            entries: list[UnreadFile] = []
+            for one in results:
+                if one.entry is None:
+                    made.append(one.file)
                     continue
-                own = next((card for card in cards if str(card.path) == entry.path or card is result.replaces), None)
-                name = own.name if own is not None else taken.choose(wanted, result.path)
-                unread.append(replace(entry, name=name))
-                named.append(replace(result, name=name))
-                if result.replaces is not None:
-                    library.unread.forget(result.replaces.path)
-            if unread:
-                library.unread.add(unread)
-        return [self._inversion(one, wanted) for one, (_, _, wanted) in zip(named, found, strict=True)]
+                before = present.get(one.entry.path) or one.before
+                name = taken.choose(one.wanted, one.file.path) if before is None else before.name
+                entries.append(replace(one.entry, name=name))
+                made.append(replace(one.file, name=name))
+            if entries:
+                gone = [str(one.before.path) for one in results if one.before is not None]
+                library.unread.add(entries, gone)
+        return [self._read_inversion(file, one.wanted) for file, one in zip(made, results, strict=True)]
 
-    def _one(self, candidate: Candidate) -> tuple[ImportedFile, UnreadFile | None, str]:
-        """Return what becomes of a file, its entry for the list if it gets one, and the name that its program has."""
+    def _examine(self, candidate: Candidate) -> _Result:
+        """Read a file's header, and decide what becomes of it."""
         path = Path(os.path.normpath(candidate.found.path.absolute()))
         card = self._known.get(os.path.realpath(path))
         if card is not None and not _is_new(card, candidate.found, self._choose_variant):
             base, nbytes = card.summary["base"], card.summary["bytes"]
             note = "" if card.state() == "there" else "its file may have changed; run models verify"
-            return ImportedFile(path, "known", card.name, card.kind, base, nbytes, note), None, ""
+            return _Result(ImportedFile(path, "known", card.name, card.kind, base, nbytes, note))
         try:
             identity = _identify(path, self._choose_variant(candidate.found))
-            entry = _unread(path, "", identity, candidate.trigger_words)
+            entry = _unread(path, identity, candidate.trigger_words)
         except StorageError:
             raise
         except InputError as error:
-            return ImportedFile(path, "refused", note=str(error)), None, ""
-        moved = self._moved.get((entry.size, entry.mtime_ns)) if card is None else None
-        base = identity.base or ""
-        made = ImportedFile(path, "imported", "", identity.kind, base, identity.nbytes, _note(identity), moved)
-        return made, None if identity.kind == INVERSION else entry, candidate.name
+            return _Result(ImportedFile(path, "refused", note=str(error)))
+        moved = self._gone[entry.size, entry.mtime_ns] if card is None else []
+        before = moved.pop(0) if moved else card
+        file = ImportedFile(path, "imported", "", identity.kind, identity.base or "", identity.nbytes, _note(identity))
+        return _Result(file, None if identity.kind == INVERSION else entry, candidate.name, before)
 
-    def _inversion(self, one: ImportedFile, wanted: str) -> ImportedFile:
-        """Read a textual inversion: a prompt needs its vectors. Other files are returned as they are."""
-        if one.kind != INVERSION or one.state != "imported":
-            return one
-        name = _Names(self._catalog.adapters.cards()).choose(wanted, one.path)
+    def _read_inversion(self, file: ImportedFile, wanted: str) -> ImportedFile:
+        """Add a textual inversion: a prompt needs its vectors. Other files are returned as they are."""
+        if file.kind != INVERSION or file.state != "imported":
+            return file
+        name = _Names(self._catalog.adapters.cards()).choose(wanted, file.path)
         try:
-            self._catalog.adapters.add(one.path, name)
+            self._catalog.adapters.add(file.path, name)
         except StorageError:
             raise
         except InputError as error:
-            return ImportedFile(one.path, "refused", note=str(error))
-        return replace(one, name=name)
+            return ImportedFile(file.path, "refused", note=str(error))
+        return replace(file, name=name)
 
 
 def _is_new(card: Card, found: Found, choose_variant: ChooseVariant) -> bool:
@@ -159,18 +176,19 @@ def _note(identity: Identity) -> str:
     return "say its variant before its first use: import again with --variant"
 
 
-def _unread(path: Path, name: str, found: Identity, words: tuple[str, ...]) -> UnreadFile:
+def _unread(path: Path, found: Identity, words: tuple[str, ...]) -> UnreadFile:
+    """Return the entry of a file, without its name. ``words``: its trigger words, if nothing beside it says them."""
     try:
         status = os.stat(path)
     except OSError as error:
         raise UnreadableFileError(path, f"cannot be read ({error.strerror})") from error
     if found.kind in WEIGHT_ADAPTER_KINDS:
-        words = trigger_words.find(path, read_raw_header(path).metadata) or words
+        words = trigger_words.find(path, found.metadata) or words
     resolution = 0
     if found.layout is not None:
         resolution = found.resolution or native_resolution(found.layout.family, found.prediction_type)
     return UnreadFile(
-        name=name,
+        name="",
         path=str(path),
         kind=found.kind,
         base=found.base or "",

@@ -24,7 +24,7 @@ from PIL import ImageChops, UnidentifiedImageError
 from safelight.catalog import paths
 from safelight.catalog.index_file import IndexFile, stamp_of
 from safelight.errors import IntegrityError, RequestError
-from safelight.files.disk import open_regular, write_whole
+from safelight.files.disk import read_file, write_whole
 from safelight.request.bounds import MOST_PIXELS
 
 YOUNG_SECONDS = 86_400
@@ -173,9 +173,7 @@ class Inputs:
                 raise RequestError(field, value[:40], f"is not base64 ({error})") from error
         if not by_path:
             raise RequestError(field, value[:40], "must be an image in base64 (data:image/png;base64,…) or a digest")
-        descriptor, _ = open_regular(paths.user_path(value))
-        with open(descriptor, "rb") as file:
-            return self.store(field, file.read(), value)
+        return self.store(field, read_file(paths.user_path(value)), value)
 
     def size(self, digest: str) -> tuple[int, int]:
         """Return (width, height) of an image in pixels, from the index or its header.

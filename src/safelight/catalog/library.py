@@ -53,7 +53,7 @@ class Library:
         self._quarantine = Quarantine(root)
 
     def cards(self) -> list[Card]:
-        """Return the cards of all models by name: the user's own, those that were imported, and the starters.
+        """Return the cards of all models by name. The user's own come first, then imported ones, then the starters.
 
         Skips damaged records; :meth:`damaged` returns these.
         """
@@ -193,8 +193,7 @@ class Library:
         unread = self.unread.find(name, models=True)
         model = self.records.get(name)
         if model is None and unread is not None:
-            own = unread.variant if unread.variant_from_user else ""
-            return self.add(Path(unread.path), unread.name, None, on_bytes, variant or own, parts)
+            return self.add(Path(unread.path), unread.name, None, on_bytes, variant or unread.given_variant, parts)
         if model is None:
             raise self._not_own(name, "changed")
         before = Choices.of(model)
@@ -217,11 +216,10 @@ class Library:
         """
         with library_lock(self.root):
             model, unread = self.records.get(name), self.unread.find(name, models=True)
-            if model is None and unread is None:
+            path = model.path if model is not None else None if unread is None else Path(unread.path)
+            if path is None:
                 raise self._not_own(name, "renamed")
-            before = names.canonical(name)
-            path = model.path if model is not None else Path(unread.path if unread is not None else "")
-            chosen = paths.choose_name(new, path)
+            before, chosen = names.canonical(name), paths.choose_name(new, path)
             if chosen != before:
                 refuse_taken((card for card in self.cards() if card.name != before), chosen, None)
                 if model is not None:
@@ -355,5 +353,4 @@ def _read_first(library: Library, unread: UnreadFile) -> Model:
         known = next((card for card in library.records.cards() if str(card.path) == unread.path), None)
         if known is not None and not known.problem:
             return library.records.read(known)
-        variant = unread.variant if unread.variant_from_user else ""
-        return library.add(Path(unread.path), unread.name, variant=variant, imported=True)
+        return library.add(Path(unread.path), unread.name, variant=unread.given_variant, imported=True)

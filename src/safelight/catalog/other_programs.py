@@ -10,13 +10,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -24,7 +23,8 @@ from safelight.catalog import paths
 from safelight.catalog.found import Found, found_in
 from safelight.catalog.trigger_words import cleaned
 from safelight.errors import CorruptFileError, FileError, InputError
-from safelight.files.disk import open_regular
+from safelight.files.disk import read_file
+from safelight.files.json_values import json_list, json_object
 
 EXTRA_PATHS = "extra_model_paths.yaml"
 COMFY_SIGNS = ("comfy", "custom_nodes", EXTRA_PATHS)
@@ -90,11 +90,8 @@ def _extra_folders(file: Path) -> Iterator[Path]:
 
     Each section has a ``base_path``, and for each kind of model one folder in each line.
     """
-    read = _yaml(file)
-    for section in read.values():
-        if not isinstance(section, dict):
-            continue
-        values = cast("dict[str, Any]", section)
+    for section in _yaml(file).values():
+        values = json_object(section) if isinstance(section, dict) else {}
         base = file.parent / _expanded(str(values.get("base_path") or "."))
         for kind, lines in values.items():
             if kind not in ("base_path", "is_default", "custom_nodes", "configs") and isinstance(lines, str):
@@ -114,20 +111,11 @@ def _of_invoke(root: Path) -> Iterator[Candidate]:
         raise CorruptFileError(database, problem) from error
     folder = _invoke_folder(root)
     for (written,) in rows:
-        values = _object(written)
+        values = json_object(written)
         path = folder / str(values.get("path") or "")
-        words: Any = values.get("trigger_phrases")
-        listed = cleaned(map(str, cast("list[Any]", words))) if isinstance(words, list) else []
+        words = tuple(sorted(cleaned(map(str, json_list(values.get("trigger_phrases"))))))
         if values.get("path"):
-            yield Candidate(Found(path, within=True), str(values.get("name") or ""), tuple(sorted(listed)))
-
-
-def _object(written: object) -> dict[str, Any]:
-    try:
-        read: Any = json.loads(written) if isinstance(written, str | bytes) else None
-    except (ValueError, RecursionError):
-        return {}
-    return cast("dict[str, Any]", read) if isinstance(read, dict) else {}
+            yield Candidate(Found(path, within=True), str(values.get("name") or ""), words)
 
 
 def _invoke_folder(root: Path) -> Path:
@@ -139,13 +127,12 @@ def _invoke_folder(root: Path) -> Path:
 
 def _yaml(file: Path) -> dict[str, Any]:
     """Return the values of a YAML file, empty if they are none. Raises CorruptFileError, UnreadableFileError."""
-    descriptor, _ = open_regular(file)
-    with open(descriptor, "rb") as opened:
-        try:
-            read: Any = yaml.safe_load(opened)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise CorruptFileError(file, f"is no YAML ({error})") from error
-    return cast("dict[str, Any]", read) if isinstance(read, dict) else {}
+    written = read_file(file)
+    try:
+        values: Any = yaml.safe_load(written)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise CorruptFileError(file, f"is no YAML ({error})") from error
+    return json_object(values) if isinstance(values, dict) else {}
 
 
 def _expanded(text: str) -> Path:

@@ -10,13 +10,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from safelight.errors import FileError
-from safelight.files.disk import open_regular
+from safelight.files.disk import read_file
+from safelight.files.json_values import json_list, json_object
 
 MODELSPEC = "modelspec.trigger_phrase"
 
@@ -31,27 +31,16 @@ def find(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
     found = _split(metadata.get(MODELSPEC))
     for ending in ENDINGS:
         beside = path.with_name(path.stem + ending)
-        with contextlib.suppress(FileError, ValueError, RecursionError):
-            found += _words(json.loads(_read(beside)))
+        with contextlib.suppress(FileError):
+            found += _words(json_object(read_file(beside, MOST_BYTES)))
     return tuple(dict.fromkeys(found))
 
 
-def _read(path: Path) -> bytes:
-    descriptor, size = open_regular(path)
-    with open(descriptor, "rb") as file:
-        return file.read() if size <= MOST_BYTES else b""
-
-
-def _words(said: Any) -> list[str]:
-    if not isinstance(said, dict):
-        return []
-    values = cast("dict[str, Any]", said)
-    inner: Any = values.get("civitai")
-    listed: Any = values.get("trainedWords") or values.get("TrainedWords")
-    if not listed and isinstance(inner, dict):
-        listed = cast("dict[str, Any]", inner).get("trainedWords")
-    words = [str(one) for one in cast("list[Any]", listed)] if isinstance(listed, list) else []
-    found = [word for one in words for word in _split(one)]
+def _words(values: Mapping[str, Any]) -> list[str]:
+    """Return the words that a file beside a LoRA says."""
+    said = values.get("trainedWords") or values.get("TrainedWords")
+    listed = json_list(said) or json_list(json_object(values.get("civitai")).get("trainedWords"))
+    found = [word for one in listed for word in _split(str(one))]
     return found or _split(values.get("activation text")) or _split(values.get(MODELSPEC))
 
 

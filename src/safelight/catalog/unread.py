@@ -57,6 +57,11 @@ class UnreadFile:
     def is_model(self) -> bool:
         return not is_adapter(self.kind)
 
+    @property
+    def given_variant(self) -> str:
+        """The variant that the user said, "" for the file's own."""
+        return self.variant if self.variant_from_user else ""
+
     def summary(self) -> dict[str, Any]:
         """Return the values that ``--json`` prints, as for a model or adapter that was read. The digest is empty."""
         common = {
@@ -154,9 +159,9 @@ class UnreadFiles:
         """Return the entry of a file, None if it is not listed (any more)."""
         return next((one for one in self.all() if one.path == str(path)), None)
 
-    def add(self, files: Sequence[UnreadFile]) -> None:
-        """Add files. A file that is listed already gets its new name and values."""
-        paths = {one.path for one in files}
+    def add(self, files: Sequence[UnreadFile], gone: Iterable[str] = ()) -> None:
+        """Add files. A file that is listed already gets its new name and values. ``gone``: paths to forget."""
+        paths = {*(one.path for one in files), *gone}
         self._write([*(one for one in self.all() if one.path not in paths), *files])
 
     def forget(self, path: Path) -> bool:

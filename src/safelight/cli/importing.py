@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +57,7 @@ def import_programs(
         for one in import_files(program.candidates, catalog, lambda found: choose_variant(found, variants)):
             every.append(one)
             if as_json:
-                say_json(asdict(replace(one, replaces=None)) | {"path": str(one.path), "program": program.label})
+                say_json(asdict(one) | {"path": str(one.path), "program": program.label})
         if not as_json:
             _report(path, program.label, every)
         if not any(one.state != "refused" for one in every):

@@ -27,13 +27,11 @@ def preprocess(
 ) -> None:
     """Compute from a picture what a ControlNet reads, and save it as a picture."""
     from safelight.catalog.inputs import decode_image
-    from safelight.files.disk import open_regular, write_whole
+    from safelight.files.disk import read_file, write_whole
     from safelight.pipeline import preprocess as preprocessing
 
     control = Control(name, str(image), preprocessor=name, low=low, high=high)
-    descriptor, _ = open_regular(image.expanduser())
-    with open(descriptor, "rb") as file:
-        picture = decode_image("image", file.read())
+    picture = decode_image("image", read_file(image.expanduser()))
     buffer = io.BytesIO()
     preprocessing.preprocess(picture, control).save(buffer, "PNG")
     write_whole(out, buffer.getvalue())

@@ -16,6 +16,7 @@ import httpx
 
 from safelight.downloads.remote import Bundle, RemoteFile, checked_name
 from safelight.errors import DownloadError
+from safelight.files.json_values import json_list, json_object, json_objects
 from safelight.names import readable
 
 PUBLIC = "https://civitai.com"
@@ -45,14 +46,14 @@ def find(source: str, client: httpx.Client, model: int | None, version: int | No
     """
     if version is None:
         about = _ask(source, client, f"/api/v1/models/{model}")
-        versions = _objects(about, "modelVersions")
+        versions = json_objects(about.get("modelVersions"))
         if not versions:
             raise DownloadError(source, "has no version that can be downloaded")
         chosen = versions[0]
     else:
         chosen = _ask(source, client, f"/api/v1/model-versions/{version}")
-        about = _object(chosen.get("model"))
-    file = _file_of(source, _objects(chosen, "files"))
+        about = json_object(chosen.get("model"))
+    file = _file_of(source, json_objects(chosen.get("files")))
     name = checked_name(source, PurePosixPath(_text(source, file, "name")).name)
     url = _text(source, file, "downloadUrl")
     remote = RemoteFile(url, name, None, _sha256(file), _authorization_for(url))
@@ -74,18 +75,6 @@ def _file_of(source: str, files: Sequence[Mapping[str, Any]]) -> Mapping[str, An
         what = "no safetensors file of a model or a VAE" if safe else "no safetensors file"
         raise DownloadError(source, f"has {what} (its formats: {kinds})")
     return next((one for one in fitting if one.get("primary")), fitting[0])
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _objects(answer: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    """Return the objects of a list; other values are left out."""
-    found = answer.get(key)
-    return (
-        [_object(one) for one in cast("list[Any]", found) if isinstance(one, dict)] if isinstance(found, list) else []
-    )
 
 
 def _text(source: str, file: Mapping[str, Any], key: str) -> str:
@@ -129,17 +118,17 @@ def _authorization_for(url: str) -> dict[str, str]:
 
 
 def _format(file: Mapping[str, Any]) -> str:
-    return str(_object(file.get("metadata")).get("format") or file.get("format") or "")
+    return str(json_object(file.get("metadata")).get("format") or file.get("format") or "")
 
 
 def _sha256(file: Mapping[str, Any]) -> str | None:
-    found = _object(file.get("hashes")).get("SHA256")
+    found = json_object(file.get("hashes")).get("SHA256")
     return str(found).lower() if found else None
 
 
 def _preview(source: str, version: Mapping[str, Any], name: str) -> list[RemoteFile]:
     """Return the first picture of a version. It is not needed."""
-    for image in _objects(version, "images"):
+    for image in json_objects(version.get("images")):
         if image.get("type", "image") == "image" and image.get("url"):
             url = str(image["url"])
             suffix = re.search(r"\.(jpe?g|png|webp|avif)$", url.partition("?")[0].lower())
@@ -149,8 +138,7 @@ def _preview(source: str, version: Mapping[str, Any], name: str) -> list[RemoteF
 
 
 def _notes(about: Mapping[str, Any], version: Mapping[str, Any]) -> tuple[str, ...]:
-    found = version.get("trainedWords")
-    words = [str(one) for one in cast("list[Any]", found)] if isinstance(found, list) else []
+    words = [str(one) for one in json_list(version.get("trainedWords"))]
     notes = [f"for {version['baseModel']}"] if version.get("baseModel") else []
     notes += [f"trigger words: {', '.join(words)}"] if words else []
     notes += [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from safelight.errors import UnsupportedModelError
-from safelight.files.disk import open_regular
+from safelight.files.disk import read_file
 from safelight.logs import Log
 
 if TYPE_CHECKING:
@@ -113,13 +113,6 @@ class TokenizerFile:
             return None
         _check_replacement(found, own, self.shipped)
         return found
-
-
-def read_file(path: Path) -> bytes:
-    """Read a tokenizer file. Raises UnreadableFileError."""
-    descriptor, _ = open_regular(path)
-    with open(descriptor, "rb") as file:
-        return file.read()
 
 
 def _load(path: Path, data: bytes) -> Tokenizer:

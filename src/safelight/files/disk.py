@@ -33,6 +33,15 @@ def open_regular(path: Path) -> tuple[int, int]:
     return descriptor, status.st_size
 
 
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """Read a small file whole. Raises UnreadableFileError, and CorruptFileError for more than ``most`` bytes."""
+    descriptor, size = open_regular(path)
+    with open(descriptor, "rb") as file:
+        if most is not None and size > most:
+            raise CorruptFileError(path, f"has {size} bytes; at most {most} are read")
+        return file.read()
+
+
 def read_exactly(descriptor: int, path: Path, name: str, offset: int, nbytes: int) -> bytes:
     """Read ``nbytes`` bytes at ``offset``. Raises CorruptFileError, naming the tensor, if the file is too short."""
     data = os.pread(descriptor, nbytes, offset)

@@ -10,7 +10,7 @@ from safelight.devices.pool import SlabPool
 from safelight.logs import Log
 from safelight.memory.lease import Lease, PendingRead, ResidentSegment
 from safelight.memory.plan import Piece, Plan, Resident
-from safelight.memory.segments import Segment
+from safelight.memory.segments import Segment, has_overlays
 from safelight.memory.source import Checksums, SegmentBuffer
 from safelight.weights.overlay import OverlaidComponent
 
@@ -99,7 +99,7 @@ class SegmentTable:
         lease.plan = self.last_plan = new_plan
         total = sum(segment.nbytes for segment in lease.segments)
         for key in {piece.component_key for piece in lease.pieces}:
-            is_underlying = isinstance(lease.component, OverlaidComponent) and " +" not in key
+            is_underlying = isinstance(lease.component, OverlaidComponent) and not has_overlays(key)
             own = sum(piece.nbytes for piece in lease.pieces if piece.component_key == key)
             self._totals[key] = total if is_underlying else own
 

@@ -68,8 +68,16 @@ def _underlying_key(component: ComponentManifest, dtype: torch.dtype, form: str)
     return name + form if component.compact else name
 
 
+def has_overlays(key: str) -> bool:
+    """Return whether a key is that of a component with overlays, and not of what it shares."""
+    return _OVERLAY in key
+
+
+_OVERLAY = " +"
+
+
 def _overlay_key(component: ComponentManifest) -> str:
-    return f" +{component.overlay_digest[:16]}" if isinstance(component, OverlaidComponent) else ""
+    return f"{_OVERLAY}{component.overlay_digest[:16]}" if isinstance(component, OverlaidComponent) else ""
 
 
 @lru_cache(maxsize=64)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 Program = Literal[
     "Safelight", "A1111", "ComfyUI", "InvokeAI", "NovelAI", "Fooocus", "SwarmUI", "Draw Things", "unknown program"
@@ -94,21 +93,6 @@ def plain(values: Mapping[str, Any], used: frozenset[str]) -> dict[str, str]:
     """Return what is left of a program's values, as text."""
     left = {key: value for key, value in values.items() if key not in used and value not in (None, "", [], {})}
     return {_encodable(key): _encodable(str(value)) for key, value in left.items()}
-
-
-def json_object(written: object) -> dict[str, Any]:
-    """Return an object of JSON, parsed if it is a text. An empty one for what is no object."""
-    try:
-        found: Any = json.loads(written) if isinstance(written, str) else written
-    except (ValueError, RecursionError):
-        return {}
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-
-
-def json_objects(value: object) -> list[dict[str, Any]]:
-    """Return the objects of a list; other values are left out."""
-    rows = cast("list[object]", value) if isinstance(value, list) else []
-    return [cast("dict[str, Any]", row) for row in rows if isinstance(row, dict)]
 
 
 def used_lora(name: object, strength: object, digest: object = "") -> UsedLora:

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image as PILImage
 
 from safelight.errors import CorruptFileError
-from safelight.files.disk import open_regular
+from safelight.files.disk import read_file
 
 DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, PILImage.DecompressionBombError)
 """What Pillow and its decoders raise for a file that is damaged or of another kind, also later, while it is decoded."""
@@ -20,12 +20,10 @@ DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, PILImage.Decompressio
 def opened(path: Path, formats: Sequence[str]) -> Generator[PILImage.Image]:
     """Yield the picture in a file.
 
-    ``formats``: those that may be read, by Pillow's names.
+    ``formats``: Pillow's names of the formats to accept.
     Raises UnreadableFileError if the file cannot be opened, CorruptFileError if it has no such picture.
     """
-    descriptor, _ = open_regular(path)
-    with open(descriptor, "rb") as file:
-        data = file.read()
+    data = read_file(path)
     try:
         with PILImage.open(io.BytesIO(data), formats=list(formats)) as image:
             yield image

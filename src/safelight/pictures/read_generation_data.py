@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 
 from PIL import Image as PILImage
 
+from safelight.files.json_values import json_object, json_objects
 from safelight.pictures import infotext
 from safelight.pictures.generation_data import (
     GenerationData,
-    json_object,
-    json_objects,
     real,
     text,
     used_lora,

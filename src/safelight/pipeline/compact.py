@@ -24,6 +24,8 @@ def keep_compact(model: Model, resources: Resources, run_settings: RunSettings |
     resolution needs: what other models hold can be evicted.
     ``run_settings``: those of ``resources`` by default.
     """
+    if not any(tensor.is_compact for component in model.manifest.components for tensor in component.tensors):
+        return model
     settings = run_settings or resources.run_settings
     pixels = model.resolution**2
     plans = [_Plan.of(one, model, resources, settings, pixels) for one in model.manifest.components]
@@ -44,7 +46,8 @@ class _Plan:
     """What is known of a component before its segments are widened.
 
     ``component``: with ``compact`` as it is decided.
-    ``wide``, ``most``: its bytes if it were dequantised, and those that there are for its weights.
+    ``wide``: bytes of the component if all of it is dequantised.
+    ``most``: bytes of memory for its weights.
     """
 
     component: ComponentManifest

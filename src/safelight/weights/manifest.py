@@ -17,8 +17,8 @@ from typing import Any
 from safelight.errors import CorruptFileError, IntegrityError
 from safelight.families.components import Config
 from safelight.families.registry import architectures
-from safelight.families.tokenizer_file import TokenizerContent, read_file
-from safelight.files.disk import open_regular
+from safelight.families.tokenizer_file import TokenizerContent
+from safelight.files.disk import open_regular, read_file
 from safelight.files.header import Beside, Packing
 from safelight.weights.adapter_mapping import AdapterConfig
 from safelight.weights.digest import TensorDigester, hash_bytes, hash_texts

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from safelight.files.json_values import json_object
 from safelight.pictures.generation_data import (
     GenerationData,
     UsedLora,
     file_stem,
-    json_object,
     real,
     text,
     used_lora,
@@ -70,7 +70,7 @@ class _Graph:
         """Yield a node and those that lead to it, the nearest first.
 
         ``only``: the only input to follow where a node has it; "" to follow all.
-        ``seen``: nodes that are not visited; those that are visited are added.
+        ``seen``: nodes to skip. Each visited node is added.
         """
         seen = set() if seen is None else seen
         waiting = deque([start])

@@ -15,12 +15,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
+from safelight.files.json_values import json_object, json_objects
 from safelight.pictures.generation_data import (
     GenerationData,
     UsedLora,
     file_stem,
-    json_object,
-    json_objects,
     plain,
     real,
     text,

@@ -15,15 +15,9 @@ from safelight.queue.descriptions import job_to_dict, progress_to_dict
 from safelight.queue.events import Event
 from safelight.queue.job import QueuedJob, State
 from safelight.request.schema import Request
-from safelight.server import bridge, intake
+from safelight.server import bridge, event_stream, intake
 from safelight.server.apis.native_fields import CancelledModel, Generation, JobId, JobModel, Limit, Place, Queue
 from safelight.server.problems import documented, found
-
-ALIVE_SECONDS = 15
-"""Seconds between two comments in a stream of events. They show clients that the connection is alive."""
-
-LINE_END = "\n"
-"""The end of a line in a stream of events."""
 
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "events"}
@@ -92,9 +86,7 @@ class JobRoutes:
 
         With ``job``, send the events of this job until it ends; otherwise send all events.
         """
-        return EventSourceResponse(
-            _stream(self._control, job), ping=ALIVE_SECONDS, ping_message_factory=still_here, sep=LINE_END
-        )
+        return event_stream.answer(_stream(self._control, job))
 
 
 def _job(job: QueuedJob) -> JobModel:
@@ -119,9 +111,4 @@ async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[Serve
 
 def _encode(event: Event) -> ServerSentEvent:
     data: Mapping[str, Any] = {"job": event.job, **event.data}
-    return ServerSentEvent(json.dumps(data, ensure_ascii=False, default=str), event=event.kind, sep=LINE_END)
-
-
-def still_here() -> ServerSentEvent:
-    """Return a comment that shows a client that the connection is alive."""
-    return ServerSentEvent(comment="still here", sep=LINE_END)
+    return event_stream.event(event.kind, json.dumps(data, ensure_ascii=False, default=str))

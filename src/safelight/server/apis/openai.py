@@ -32,8 +32,7 @@ from safelight.queue.job import QueuedJob
 from safelight.request.bounds import MOST_REFERENCES
 from safelight.request.samplers import parse_sampler_and_schedule
 from safelight.request.schema import Request
-from safelight.server import bridge, intake
-from safelight.server.apis.native_jobs import ALIVE_SECONDS, LINE_END, still_here
+from safelight.server import bridge, event_stream, intake
 from safelight.server.apis.openai_stream import Stream
 from safelight.server.problems import of_job, response
 
@@ -282,9 +281,7 @@ class OpenAIRoutes:
                 asked.quality if asked.quality in ("low", "medium", "high") else "auto",
                 partial(_in_base64, self._control, asked),
             )
-            return EventSourceResponse(
-                stream.events(), ping=ALIVE_SECONDS, ping_message_factory=still_here, sep=LINE_END
-            )
+            return event_stream.answer(stream.events())
         jobs = await intake.all_ended(self._control, jobs, http)
         return await bridge.run(_answer, self._control, jobs, asked, str(http.base_url).rstrip("/"))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import io
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -22,11 +21,14 @@ from safelight.assembly.services import Services
 from safelight.queue.database import StoredImage
 from safelight.queue.events import Event
 from safelight.queue.job import ENDED, QueuedJob
-from safelight.server import bridge, intake
-from safelight.server.apis.native_jobs import LINE_END
+from safelight.server import bridge, event_stream, intake
 from safelight.server.problems import of_job
 
 LOOK_SECONDS = 5.0
+"""If no event comes for this time, the database is asked."""
+
+MOST_IMAGES = 1000
+"""A job has no more images."""
 
 Kind = Literal["image_generation", "image_edit"]
 
@@ -64,34 +66,54 @@ class Stream:
                     await intake.cancel(self.control, job)
 
     async def _of_job(self, job: QueuedJob, arrived: asyncio.Queue[Event]) -> AsyncGenerator[ServerSentEvent]:
-        """Yield the previews and images of a job, and the reason if it fails."""
-        sent = 0
-        while True:
-            now = await bridge.run(self.control.database.job, job.id)
-            images = await bridge.run(self._images_after, job.id, sent)
-            for image in images:
+        """Yield the previews and images of a job, and the reason if it fails.
+
+        The database may have an image while its previews still wait among the events. So an image is sent when its
+        event comes. All that are there are sent at the start, at the end, and if no event comes.
+        """
+        sent, due, now = 0, MOST_IMAGES, await bridge.run(self.control.database.job, job.id)
+        while now is not None:
+            for image in await bridge.run(self._images, job.id, sent, due) if due > sent else ():
+                sent += 1
                 data = {"b64_json": await bridge.run(self.encode, image), "usage": USAGE}
                 yield self._event("completed", job, data)
-            sent += len(images)
-            if now is None or now.state in ENDED:
+            if now.state in ENDED:
                 break
-            with contextlib.suppress(TimeoutError):
-                # A client that reads slowly may miss events. Then the database says what is there.
-                event = await asyncio.wait_for(arrived.get(), LOOK_SECONDS)
-                partial = self._partial(job, event) if event.job == job.id else None
+            event = await self._next(job, arrived)
+            if event is not None and event.kind == "progress":
+                partial = self._partial(job, event)
                 if partial is not None:
                     yield await bridge.run(self._preview, job, event, partial)
+                due = sent
+            elif event is not None and event.kind == "image":
+                due = sent + 1
+            else:
+                due, now = MOST_IMAGES, await bridge.run(self.control.database.job, job.id)
         if now is not None and now.state != "done":
             problem = of_job(now)
             error = {"message": str(problem), "type": "server_error", "code": problem.kind, "param": problem.field}
-            yield ServerSentEvent(json.dumps({"type": "error", "error": error}), event="error", sep=LINE_END)
+            yield event_stream.event("error", json.dumps({"type": "error", "error": error}))
 
-    def _images_after(self, job: str, sent: int) -> list[StoredImage]:
-        return list(self.control.database.images(1000, job=job))[sent:]
+    async def _next(self, job: QueuedJob, arrived: asyncio.Queue[Event]) -> Event | None:
+        """Return the next event that says something new of a job; None if none comes, or if the job has ended."""
+        while True:
+            try:
+                event = await asyncio.wait_for(arrived.get(), LOOK_SECONDS)
+            except TimeoutError:
+                # A client that reads slowly may miss events.
+                return None
+            if event.job == job.id and event.kind in ("progress", "image"):
+                return event
+            if event.job == job.id and event.kind == "job" and event.data["state"] in ENDED:
+                return None
+
+    def _images(self, job: str, first: int, end: int) -> list[StoredImage]:
+        """Return the images of a job that are there, from one place to before another."""
+        return list(self.control.database.images(MOST_IMAGES, job=job))[first:end]
 
     def _partial(self, job: QueuedJob, event: Event) -> int | None:
         """Return the number of a preview that is due, None if none is. They are spread over the steps evenly."""
-        if event.kind != "progress" or "preview" not in event.data:
+        if "preview" not in event.data:
             return None
         key = job.id, int(event.data["image"])
         count = self._sent.get(key, 0)
@@ -120,7 +142,7 @@ class Stream:
             "quality": self.quality,
             "size": f"{job.request.width}x{job.request.height}",
         }
-        return ServerSentEvent(json.dumps({**common, **data}), event=name, sep=LINE_END)
+        return event_stream.event(name, json.dumps({**common, **data}))
 
 
 USAGE = {
