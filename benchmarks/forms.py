@@ -11,6 +11,9 @@ memory. The pixels must be equal. With ``--peer``, also stable-diffusion.cpp on 
 ``--part step``: the same layout with a fifth of the layers, in Q4_K which stays quantised in memory, in Q4_K with room
 to dequantise half of it, and the same numbers in bf16: seconds a step, five images each, interleaved, equal pixels.
 
+``--part lora``: that layout in Q4_K which stays quantised in memory, without an adapter and with a LoRA of rank 16 for
+each matrix of its blocks: seconds a step and before the first step, three images each, interleaved.
+
 ``--part sdxl``: a checkpoint of SDXL's size in fp16 with all the memory that it needs, and the same one in fp8 (made by
 ``models compact``) under ``max_cache_ram_gb`` 2, both computed in bf16 (11 GB of disk): 512x512, four steps, five
 images each, interleaved.
@@ -19,8 +22,8 @@ images each, interleaved.
 
 Predicted: decode, 5 GB/s for Q4_K, Q8_0 and fp8, a fifth of a copy; flux, peaks of 0.5 GB above the limits, and a step
 that takes as long as in bf16 plus 3 s to dequantise; step, 1.25 times as long in Q4_K as in bf16, and 1.12 times with
-half of it dequantised; sdxl, 1.5 times as
-long under 2 GB, because each step brings 2.6 GB from the page cache, at 5 GB/s.
+half of it dequantised; lora, 1.3 times as long, because it adds to 2 billion numbers, at 1 to 2 billion a second; sdxl,
+1.5 times as long under 2 GB, because each step brings 2.6 GB from the page cache, at 5 GB/s.
 """
 
 from __future__ import annotations
@@ -43,10 +46,13 @@ import peers
 import torch
 from families import add_files, engine, narrowed, print_rows, sizes, tiny, write_file
 from memory import Peak
+from safetensors.torch import save_file
 
+from safelight.catalog.catalog import Catalog
 from safelight.families.components import Config
 from safelight.files.blocks import BLOCKS
 from safelight.files.header import Packing
+from safelight.request.results import Seconds
 from safelight.request.schema import Request
 from safelight.weights.block_decoding import dequantise
 from safelight.weights.file_names import in_original_names
@@ -61,6 +67,7 @@ NUMBERS = 1 << 26
 """Numbers that ``--part decode`` dequantises at a time: more bytes than a processor's caches hold."""
 
 FIFTH = {"layers": 5, "single_layers": 5}
+RANK = 16
 
 
 def in_files(config: Config) -> list[tuple[str, tuple[int, ...]]]:
@@ -190,8 +197,6 @@ def flux(small: bool, peer: bool = False) -> list[dict[str, Any]]:
 
 def add(root: Path, folder: Path) -> Any:
     """Add the files of :func:`write` to the library below ``root``, which is empty before."""
-    from safelight.catalog.catalog import Catalog
-
     shutil.rmtree(root, ignore_errors=True)
     catalog = Catalog.under(root)
     for path in sorted(folder.glob("[tv]*/*.*")):
@@ -271,12 +276,53 @@ def step(small: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def lora(small: bool) -> list[dict[str, Any]]:
+    """Time the steps of a model that stays quantised in memory, without an adapter and with a LoRA."""
+    configs = dict(tiny("flux") if small else sizes()["flux"][1])
+    if not small:
+        configs["transformer"] = narrowed(configs["transformer"], FIFTH)
+        configs["text_encoder_2"] = narrowed(configs["text_encoder_2"], {"layers": 12})
+    write(FOLDER / "lora", configs, 2)
+    model = add(FOLDER / "root-lora", FOLDER / "lora")
+    generator, tensors = torch.Generator().manual_seed(3), dict[str, torch.Tensor]()
+    for row in configs["transformer"].rows():
+        if len(row.shape) == 2 and "blocks." in row.name:
+            module = "transformer." + row.name.removesuffix(".weight")
+            for part, shape in (("lora_A", (RANK, row.shape[1])), ("lora_B", (row.shape[0], RANK))):
+                tensors[f"{module}.{part}.weight"] = (torch.randn(shape, generator=generator) * 0.01).bfloat16()
+    save_file(tensors, FOLDER / "style.safetensors")
+    catalog = Catalog.under(FOLDER / "root-lora")
+    catalog.adapters.add(FOLDER / "style.safetensors", "style")
+    stored = 1.03 * sum(path.stat().st_size for path in (FOLDER / "lora").rglob("*.*"))
+    adapter = 4 * sum(one.numel() for one in tensors.values())
+    limit = 0.03 if small else (stored + 1.1 * adapter) / 2**30
+    made = engine(FOLDER / "root-lora", precision="bf16", max_cache_ram_gb=limit)
+    kinds = {"none": "a cat", f"LoRA, rank {RANK}": "a cat <lora:style:{strength}>"}
+    drawn: dict[str, list[Seconds]] = {name: [] for name in kinds}
+    for number in range(4):
+        for name, prompt in kinds.items():
+            # Each strength is new, so nothing of an earlier image can be used.
+            text = prompt.format(strength=0.5 + number / 10)
+            request = Request(text, model.name, steps=2, width=256, height=256, precision="bf16")
+            drawn[name].append(next(made.generate(request)).seconds)
+    steps = {name: [one.denoise / 2 for one in found[1:]] for name, found in drawn.items()}
+    return [
+        {
+            "adapter": name,
+            "limit GB": limit,
+            "a step s": statistics.median(found),
+            "switch s": statistics.median(one.switch for one in drawn[name][1:]),
+            "ratio": statistics.median(one / other for one, other in zip(found, steps["none"], strict=True)),
+        }
+        for name, found in steps.items()
+    ]
+
+
 def sdxl(small: bool) -> list[dict[str, Any]]:
     """Draw with a checkpoint in fp16 with much memory, and with its fp8 file under 2 GB, in turns."""
     from checkpoints import write_sdxl
 
     from safelight.assembly import compacting
-    from safelight.catalog.catalog import Catalog
 
     root = FOLDER / "root-sdxl"
     library = Catalog.under(root).library
@@ -337,7 +383,7 @@ def as_bf16(source: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("decode", "flux", "step", "sdxl", "image"), required=True)
+    parser.add_argument("--part", choices=("decode", "flux", "step", "lora", "sdxl", "image"), required=True)
     parser.add_argument("--limit", type=float, default=10.0, help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--peer", action="store_true", help="with --part flux: also stable-diffusion.cpp (ten minutes)")
@@ -347,7 +393,7 @@ def main() -> None:
         return
     if arguments.peer and arguments.part != "flux":
         parser.error("--peer is for --part flux")
-    parts = {"decode": decode, "flux": flux, "step": step, "sdxl": sdxl}
+    parts = {"decode": decode, "flux": flux, "step": step, "lora": lora, "sdxl": sdxl}
     shutil.rmtree(FOLDER, ignore_errors=True)
     try:
         print_rows(flux(arguments.tiny, True) if arguments.peer else parts[arguments.part](arguments.tiny))

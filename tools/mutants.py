@@ -105,20 +105,6 @@ MUTANTS = (
         "tests/models/test_bind.py::test_state_01_weights_that_were_written_are_read_again",
     ),
     Mutant(
-        "an overlay is a new tensor",
-        "weights/overlay.py",
-        "return new if new.untyped_storage() is not weight.untyped_storage() else new.clone()",
-        "return weight.copy_(new)",
-        "tests/weights/test_overlay.py",
-    ),
-    Mutant(
-        "an overlay fits its weight",
-        "weights/overlay.py",
-        "        if new.shape != weight.shape or new.dtype != weight.dtype or new.device != weight.device:\n",
-        "        if False:\n",
-        "tests/models/test_streamed.py::test_overlays_that_do_not_fit_are_refused",
-    ),
-    Mutant(
         "fingerprint after a job",
         "models/skeleton.py",
         "        changed = skeleton.differences()\n        if changed:\n"
@@ -403,7 +389,7 @@ MUTANTS = (
     Mutant(
         "what lies over weights comes out as before",
         "memory/source.py",
-        "        if self._checksums.setdefault(key, checksums) != checksums:\n",
+        "        if self.checksums.setdefault(key, checksums) != checksums:\n",
         "        if False:\n",
         "tests/models/test_streamed.py::test_what_comes_out_otherwise_than_before_is_an_error",
     ),
@@ -417,7 +403,7 @@ MUTANTS = (
     Mutant(
         "what was kept on disk is known again",
         "memory/source.py",
-        "        if self.compute_checksums(buffer) == known:\n",
+        "        if self.source.compute_checksums(buffer) == known:\n",
         "        if True:\n",
         "tests/models/test_streamed.py::test_what_was_kept_on_disk_and_spoiled_there_is_computed_again",
     ),
@@ -592,7 +578,7 @@ MUTANTS = (
     Mutant(
         "a copy that was not summed has checksums",
         "memory/host_source.py",
-        "return Unverified(self._device_checksums.get(piece))",
+        "return Unverified(self._source.known_sum(piece))",
         "return None",
         "tests/memory/test_behind.py::test_a_copy_that_was_not_summed_is_known_wrong_later",
     ),

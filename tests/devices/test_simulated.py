@@ -78,7 +78,7 @@ def test_copy_rows_are_repaired(component, right: dict[str, torch.Tensor], fault
     with simulated(latency=latency, faults=replace(faults)) as device:
         residency = memory.on(device, budgets(component)[partly])
         assert same(content(residency, component, 2), right)
-        counts = residency.source._transfers.counts  # type: ignore[attr-defined]
+        counts = residency.source.transfers.counts  # type: ignore[attr-defined]
         assert counts.wrong > 0 or faults == Faults()
         residency.drop()
         assert device.allocated() == residency.ledger.stored(device.name) == 0
@@ -93,7 +93,7 @@ def test_without_verification_the_same_faults_are_seen(component, right, faults:
     """What the tests above would look like with the protection taken away: wrong bytes."""
     with simulated(latency=0.002, faults=replace(faults)) as device:
         residency = memory.on(device)
-        residency.source._transfers.verification = Verification("off")  # type: ignore[attr-defined]
+        residency.source.transfers.verification = Verification("off")  # type: ignore[attr-defined]
         assert not same(content(residency, component), right)
 
 
@@ -123,7 +123,7 @@ def test_without_the_fence_bytes_are_read_before_they_arrive(component, right, m
     transfer_passed = type("Passed", (), {"wait": lambda self: None})()
     device = Unfenced(latency=0.002)
     residency = memory.on(device)
-    residency.source._transfers.verification = Verification("off")  # type: ignore[attr-defined]
+    residency.source.transfers.verification = Verification("off")  # type: ignore[attr-defined]
     assert not same(content(residency, component), right)
     device.close()
 
@@ -283,18 +283,18 @@ def test_a_second_model_is_verified_like_the_first(tiny: Path, component) -> Non
     other = memory.manifest(tiny / "b.safetensors").component("unet")
     with simulated() as device:
         residency = memory.on(device)
-        residency.source._transfers.verification = Verification("first")  # type: ignore[attr-defined]
+        residency.source.transfers.verification = Verification("first")  # type: ignore[attr-defined]
         content(residency, component)
         device.faults.corrupt_above, device.faults.corrupted = 1000, 1
         assert same(content(residency, other), content(memory.host(), other))
-        assert residency.source._transfers.counts.wrong == 1  # type: ignore[attr-defined]
+        assert residency.source.transfers.counts.wrong == 1  # type: ignore[attr-defined]
 
 
 def test_the_last_try_is_verified_too(component) -> None:
     """A device that is wrong three times in a row is not believed the fourth time, whatever the policy."""
     with simulated(faults=Faults(corrupt_above=0, corrupted=1 << 30)) as device:
         residency = memory.on(device)
-        residency.source._transfers.verification = Verification("first")  # type: ignore[attr-defined]
+        residency.source.transfers.verification = Verification("first")  # type: ignore[attr-defined]
         with pytest.raises(TransferError):
             content(residency, component)
 

@@ -118,17 +118,20 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     return compact, tmp_path / "numbers.safetensors"
 
 
-@pytest.mark.parametrize("kept", thinned([True, False]))
+@pytest.mark.parametrize(
+    ("kept", "device"), thinned([(True, "cpu"), (True, "simulated"), (False, "cpu"), (False, "simulated")], 2, True)
+)
 def test_quant_01_and_02_adapters_over_quantised_weights(
-    kept: bool, pair: tuple[Path, Path], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: bool, device: str, pair: tuple[Path, Path], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On, off and on again; also at a small strength. The weight's numbers are never quantised again.
 
-    ``kept``: quantised weights stay so in memory.
+    ``kept``: quantised weights stay so in memory. Then adapters are computed at each use. The others are computed when
+    segments arrive on the device, and the host has no results.
     """
     if kept:
         monkeypatch.setattr(Planner, "most_weight_bytes", lambda *_: 0)
-    engine: Any = safelight.open_engine(root)
+    engine: Any = safelight.open_engine(root, device=device)
     compact, numbers = (engine.library.add(path).name for path in pair)
     Catalog.under(root).adapters.add(adapters.write(tmp_path / "style.safetensors"))
     Catalog.under(root).adapters.add(write_lokr(tmp_path / "krone.safetensors"))
@@ -145,24 +148,33 @@ def test_quant_01_and_02_adapters_over_quantised_weights(
     texts += [texts[1], texts[0]]
     right = {text: drawn(numbers, text) for text in dict.fromkeys(texts)}
     assert len(set(right.values())) == len(right)
+    engine.loaded.unload(None)
     assert [drawn(compact, text) for text in texts] == [right[text] for text in texts]
+    for name, place in engine.memory()["places"].items():
+        results = [one["component"] for one in place["resident"] if " +" in one["component"]]
+        if kept:
+            # A form may leave small matrices as they were.
+            assert all(" quantised +" in one for one in results), results
+        else:
+            assert bool(results) == (name == device.replace("cpu", "host")), (name, results)
 
 
 def test_a_component_with_adapters_shares_segments_with_the_one_without(
     pair: tuple[Path, Path], root: Path, tmp_path: Path
 ) -> None:
-    """An adapter makes tensors larger, because they are no longer quantised. They stay in the same segments."""
+    """A weight that stays quantised is the same in memory with an adapter. A dequantised one is not."""
     component = Catalog.under(root).library.add(pair[0]).manifest.component("unet")
-    plain = replace(component, compact=True)
     names = frozenset(tensor.name for tensor in component.tensors if ".attn2.to_q." in tensor.name)
-    overlaid = with_overlays(plain, "digest", names, contextlib.nullcontext, 0)  # type: ignore[arg-type]
-    one, other = (split_into_segments(part, torch.bfloat16) for part in (plain, overlaid))
-    assert [segment.tensors for segment in one] == [segment.tensors for segment in other]
-    for first, second in zip(one, other, strict=True):
-        touched = any(tensor.name in names for tensor in first.tensors)
-        assert (first.piece == second.piece) == (not touched)
-        assert second.nbytes == first.nbytes if not touched else second.nbytes >= first.nbytes
-    assert sum(segment.nbytes for segment in other) > sum(segment.nbytes for segment in one)
+    for plain in (component, replace(component, compact=True), replace(component, compact=True, widened=names)):
+        overlaid = with_overlays(plain, "digest", names, contextlib.nullcontext, 0)  # type: ignore[arg-type]
+        assert overlaid.underlying == plain
+        one, other = (split_into_segments(part, torch.bfloat16) for part in (plain, overlaid))
+        assert [segment.tensors for segment in one] == [segment.tensors for segment in other]
+        assert [segment.nbytes for segment in one] == [segment.nbytes for segment in other]
+        changed = [first.piece != second.piece for first, second in zip(one, other, strict=True)]
+        arrive = [any(map(overlaid.arrives_with_overlay, segment.tensors)) for segment in other]
+        assert changed == arrive
+        assert any(changed) == overlaid.computes_at_use ^ True
 
 
 def projections() -> Iterator[tuple[str, int, int]]:

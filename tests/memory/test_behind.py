@@ -70,7 +70,7 @@ def test_a_copy_that_was_not_summed_is_known_wrong_later(tiny: Path, monkeypatch
     with simulated(nbytes=1 << 30) as device:
         there = memory.on(device)
         source = cast("HostSource", there.source)
-        verification = source._transfers.verification = Verification("first")
+        verification = source.transfers.verification = Verification("first")
         push = device.push
         for right in (True, False, True):
             if not right:

@@ -19,11 +19,11 @@ from safelight.memory.source import FileSource
 def test_a_slab_that_is_held_is_not_filled_again(tiny: Path) -> None:
     """One slot, and it is held: another segment gets a slot of its own."""
     component = memory.manifest(tiny / "a.safetensors").component("unet")
-    with FileSource(1).open(component, torch.float32) as fetch:
+    with FileSource(1).open(component, torch.float32) as fetcher:
         ledger = Ledger({HOST: memory.PLENTY})
         ring = Ring(
             SlabPool(CPU(), LedgerRecorder(ledger, HOST, None)),
-            fetch,
+            fetcher.fetch,
             split_into_segments(component, torch.float32),
             1,
             0,

@@ -9,7 +9,7 @@ import torch
 
 from safelight.families.components import Config
 from safelight.families.registry import family
-from safelight.weights.adapter_formulas import add
+from safelight.weights.adapter_formulas import AppliedChange, add_changes
 from safelight.weights.adapter_mapping import AdapterMatch, match_adapter, modules_by_name
 
 Tensors = dict[str, torch.Tensor]
@@ -30,9 +30,9 @@ def merged(base: str, configs: Mapping[str, Config], weights: Weights, tensors: 
     out: Weights = {}
     for role, changes in found.changes.items():
         for change in changes:
-            weight = weights[role][change.target]
-            total = out.setdefault(role, {}).setdefault(change.target, weight.clone())
-            add(total, change, {slot: tensors[name].float() for slot, name in change.slots.items()}, weight, strength)
+            slots = {slot: tensors[name].float() for slot, name in change.slots.items()}
+            changed = out.setdefault(role, {}).setdefault(change.target, weights[role][change.target].clone())
+            add_changes(changed, [AppliedChange(change, slots, strength)])
     return out
 
 

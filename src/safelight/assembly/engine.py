@@ -149,7 +149,7 @@ def _open_memory(settings: Settings, device: Device, threads: int) -> _Memory:
         updaters.append(_device_budget_updater(ledger, device))
         shared = shares_host_memory(device)
         # In shared memory, a copy for the host would take the room of the weights that are computed with.
-        source = HostSource(host, transfers, settings.keep_ram_copy_of_weights and not shared)
+        source = HostSource(host, transfers, settings.keep_ram_copy_of_weights and not shared, threads)
         if shared:
             count_once(*updaters)
         tiers.append(_device_tier(settings, ledger, device, source, updaters[1]))

@@ -17,8 +17,9 @@ from safelight.memory.dequantiser import Dequantiser
 from safelight.memory.plan import Plan
 from safelight.memory.ring import Ring
 from safelight.memory.segments import component_key, index_tensors, needed_segments, split_into_segments
-from safelight.memory.source import Checksums, Fetch, SegmentBuffer, Source, Unverified
+from safelight.memory.source import Checksums, Fetcher, SegmentBuffer, Source, Unverified
 from safelight.weights.manifest import ComponentManifest
+from safelight.weights.overlay import OverlaidComponent
 
 
 @dataclass(eq=False)
@@ -131,7 +132,7 @@ class Lease:
         self.residents: dict[int, ResidentSegment] = {}
         self.pending: list[PendingRead] = []
         self.ring: Ring | None = None
-        self.fetch: Fetch | None = None
+        self.fetcher: Fetcher | None = None
         self.reservation_entry: int | None = None
         self.weights_modified = False
         self.has_plan = False
@@ -175,7 +176,14 @@ class Lease:
             yield [self._dequantised(name, tensors[self._segment_index[name]][name]) for name in names]
 
     def _dequantised(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return self.dequantiser.dequantise(name, tensor) if name in self.dequantiser else tensor
+        """Return a tensor as operations use it. ``tensor``: as it is in memory."""
+        if name not in self.dequantiser:
+            return tensor
+        wide = self.dequantiser.dequantise(name, tensor)
+        if isinstance(self.component, OverlaidComponent) and name in self.component.overlaid_names:
+            assert self.fetcher is not None
+            self.fetcher.apply_overlay(name, wide)
+        return wide
 
     @contextlib.contextmanager
     def slab_of(self, index: int) -> Generator[Slab]:
@@ -195,10 +203,10 @@ class Lease:
             assert self.ring is not None
             self.ring.forget(index)
             return
-        assert self.fetch is not None
+        assert self.fetcher is not None
         # Mark it as wrong until it has arrived, in case fetching fails.
         resident.corrupted = True
-        (resident.checksums,) = self.fetch([resident.buffer])
+        (resident.checksums,) = self.fetcher.fetch([resident.buffer])
         resident.corrupted = False
 
     def verify_segment(self, index: int) -> bool:

@@ -23,7 +23,7 @@ def prefetch_component(residency: Residency, component: ComponentManifest, dtype
     lease = Lease(component, dtype, use, residency)
     while True:
         with (
-            residency.source.open(component, dtype, background=True, unread=use.unread) as lease.fetch,
+            residency.source.open(component, dtype, background=True, unread=use.unread) as lease.fetcher,
             translate_torch_errors(f"Loading the {component.role}"),
         ):
             if not _begin(residency, lease):

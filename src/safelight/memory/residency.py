@@ -126,7 +126,7 @@ class Residency:
         """
         lease = Lease(component, dtype, use, self)
         with contextlib.ExitStack() as stack:
-            lease.fetch = stack.enter_context(self.source.open(component, dtype, background, use.unread))
+            lease.fetcher = stack.enter_context(self.source.open(component, dtype, background, use.unread))
             stack.callback(self._end, lease)
             if background:
                 with self.lock:
@@ -142,8 +142,8 @@ class Residency:
 
     def adjust(self, lease: Lease) -> None:
         """See :meth:`Lease.adjust`."""
-        assert lease.fetch is not None
-        self.source.follow_budget(lease.fetch)
+        assert lease.fetcher is not None
+        lease.fetcher.follow_budget()
         before = set(lease.residents)
         with self.lock:
             new = self.planner.plan_running(lease)
@@ -218,8 +218,8 @@ class Residency:
         """
         if not lease.pending:
             return
-        assert lease.fetch is not None
-        checksums_by_segment = lease.fetch([pending.buffer for pending in lease.pending])
+        assert lease.fetcher is not None
+        checksums_by_segment = lease.fetcher.fetch([pending.buffer for pending in lease.pending])
         with self.lock:
             self.table.finish_reads(lease, checksums_by_segment)
 
@@ -287,11 +287,9 @@ class Residency:
         table.begin_reads(lease, [lease.segments[piece.index] for piece in new_plan.pieces("load")])
         streamed = [lease.segments[piece.index] for piece in new_plan.pieces("stream")]
         if streamed:
-            assert lease.fetch is not None
-            ahead = new_plan.slots - 1
-            lease.ring = Ring(
-                self.pool, lease.fetch, streamed, new_plan.slots, ahead, lease.use.forward_passes, lease.key
-            )
+            assert lease.fetcher is not None
+            fetch, ahead = lease.fetcher.fetch, new_plan.slots - 1
+            lease.ring = Ring(self.pool, fetch, streamed, new_plan.slots, ahead, lease.use.forward_passes, lease.key)
         promise = lease.use.working_bytes if lease.reservation_entry is None else 0
         self.trim_cached_slabs(promise)
         if promise:

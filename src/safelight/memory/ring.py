@@ -7,7 +7,7 @@ its tensors, and the device has finished all work that uses it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from safelight.devices.base import PASSED, Fence
 from safelight.devices.failures import translate_torch_errors
 from safelight.devices.pool import Slab, SlabPool
 from safelight.memory.segments import Segment
-from safelight.memory.source import Fetch, SegmentBuffer
+from safelight.memory.source import Checksums, SegmentBuffer
 
 
 @dataclass(eq=False)
@@ -43,6 +43,7 @@ class _Slot:
 class Ring:
     """Streams ``segments`` (in the order of use) through slabs of the pool.
 
+    ``fetch``: see :class:`safelight.memory.source.Fetcher`.
     ``ahead``: how many segments a separate thread reads ahead while another is used. With 0, the caller's thread reads
     each segment when the caller asks for it.
     ``forward_passes``: how often all segments are used. Nothing is read ahead after the last pass.
@@ -51,7 +52,7 @@ class Ring:
     def __init__(
         self,
         pool: SlabPool,
-        fetch: Fetch,
+        fetch: Callable[[Sequence[SegmentBuffer]], list[Checksums]],
         segments: Sequence[Segment],
         slots: int,
         ahead: int,

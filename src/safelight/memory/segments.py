@@ -84,14 +84,14 @@ def _overlay_key(component: ComponentManifest) -> str:
 def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]:
     """Split a component into segments, in the order in which a forward pass uses them.
 
-    Segments without an overlay are shared with the underlying component. Tensors of one leaf module stay together. A
-    segment has at most 1/32 of the component's bytes, or those of the component's largest leaf module if that is more.
-    Larger blocks are split, and smaller neighbours are merged.
+    Segments that arrive without an overlay are shared with the underlying component. Tensors of one leaf module stay
+    together. A segment has at most 1/32 of the component's bytes, or those of the component's largest leaf module if
+    that is more. Larger blocks are split, and smaller neighbours are merged.
     """
 
     dtypes = partial(slab_views.dtypes_of, component, dtype=dtype, stays_compact=component.stays_compact)
-    # A tensor that has an overlay or is widened is not quantised in memory. The limits between segments do not depend
-    # on it, so that segments are shared with the underlying component, and stay when there is more room or less.
+    # A widened tensor is not quantised in memory. The limits between segments do not depend on it, so that segments
+    # stay when there is more room or less.
     underlying_dtypes = partial(slab_views.dtypes_of, component, dtype=dtype, stays_compact=component.can_stay_compact)
 
     def nbytes(tensors: list[ManifestTensor], dtypes: Dtypes = underlying_dtypes) -> int:
@@ -113,11 +113,10 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
             parts[-1] = parts[-1] + run
         else:
             parts.append(run)
-    touched = component.overlaid_names if isinstance(component, OverlaidComponent) else frozenset[str]()
 
     def key(part: list[ManifestTensor]) -> str:
         widened = any(tensor.name in component.widened for tensor in part)
-        own = any(tensor.name in touched for tensor in part)
+        own = isinstance(component, OverlaidComponent) and any(map(component.arrives_with_overlay, part))
         underlying = _underlying_key(component, dtype, WIDENED if widened else QUANTISED)
         return underlying + _overlay_key(component) if own else underlying
 

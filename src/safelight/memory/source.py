@@ -7,7 +7,7 @@ the bytes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from safelight.memory.scratch import Scratch
 from safelight.memory.segments import Segment
 from safelight.weights import slab_views
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import OverlaidComponent, Overlay
+from safelight.weights.overlay import OverlaidComponent, Overlay, stay
 
 _log = Log(__name__)
 
@@ -60,11 +60,30 @@ class SegmentBuffer:
         return cls(segment, slab, slab_views.views(slab.base, segment.tensors, segment.dtypes))
 
 
-Fetch = Callable[[Sequence[SegmentBuffer]], list[Checksums]]
-"""Fills the buffers and returns the checksums of each, once all bytes have arrived.
+class Fetcher(Protocol):
+    """Fetches the segments of one component, any number of times."""
 
-An entry is ``Unverified(expected)`` if that copy was not verified.
-"""
+    def fetch(self, buffers: Sequence[SegmentBuffer]) -> list[Checksums]:
+        """Fill the buffers and return the checksums of each, once all bytes have arrived.
+
+        An entry is ``Unverified(expected)`` if that copy was not verified.
+        """
+        ...
+
+    def apply_overlay(self, name: str, tensor: torch.Tensor) -> None:
+        """Compute the overlay of a weight in its place.
+
+        ``name``: that of a weight with an overlay.
+        ``tensor``: the weight, where it is computed with; it is overwritten.
+        """
+        ...
+
+    def follow_budget(self) -> None:
+        """Adapt the memory that the source itself uses to the machine's current limits.
+
+        Call it between two uses of the segments that this fetcher fills.
+        """
+        ...
 
 
 class Source(Protocol):
@@ -76,8 +95,8 @@ class Source(Protocol):
         dtype: torch.dtype,
         background: bool = False,
         unread: frozenset[str] = frozenset(),
-    ) -> AbstractContextManager[Fetch]:
-        """Return a function that fetches the component's segments, any number of times, within the context.
+    ) -> AbstractContextManager[Fetcher]:
+        """Return what fetches the component's segments within the context.
 
         ``background``: this is a prefetch, and nobody needs the segments yet.
         ``unread``: names of tensors; the caller does not ask for segments that have no others.
@@ -93,12 +112,11 @@ class Source(Protocol):
         """Compute the checksums of the bytes that are in the buffer now."""
         ...
 
-    def follow_budget(self, fetch: Fetch) -> None:
-        """Adapt the memory that the source itself uses to the machine's current limits.
 
-        Call it between two uses of the segments that ``fetch`` fills.
-        """
-        ...
+def apply_overlay(overlays: Mapping[str, Overlay], name: str, tensor: torch.Tensor) -> None:
+    """See :meth:`Fetcher.apply_overlay`. ``overlays``: by the name of their weight."""
+    with torch.no_grad():
+        overlays[name](tensor)
 
 
 class FileSource:
@@ -128,81 +146,113 @@ class FileSource:
         dtype: torch.dtype,
         background: bool = False,
         unread: frozenset[str] = frozenset(),
-    ) -> Generator[Fetch]:
+    ) -> Generator[Fetcher]:
         """See :class:`Source`."""
         del dtype, unread
         if not isinstance(component, OverlaidComponent):
-            yield lambda buffers: self._fetch(component.digest, buffers, background)
+            yield _FileFetcher(self, component.digest, background, self._checksums, self._threads)
             return
-        with component.open_overlays() as overlays, Scratch(self._folder) as scratch:
-            yield lambda buffers: self._fetch_with_overlays(component.digest, buffers, overlays, scratch, background)
-
-    def _fetch_with_overlays(
-        self,
-        digest: str,
-        buffers: Sequence[SegmentBuffer],
-        overlays: Mapping[str, Overlay],
-        scratch: Scratch,
-        background: bool,
-    ) -> list[Checksums]:
-        """Fetch segments with overlays: apply the overlays, or read the result that this lease stored before."""
-        found = {buffer: self._read_scratch(digest, buffer, scratch) for buffer in buffers}
-        missing = [buffer for buffer, checksums in found.items() if checksums is None]
-        read_all(
-            [r for m in missing for r in slab_views.reads(m.segment.tensors, m.tensors, hash_result=False)],
-            self._threads,
-            background,
-        )
-        for buffer in missing:
-            with torch_threads(self._threads), torch.inference_mode():
-                for name, tensor in buffer.tensors.items():
-                    if name in overlays:
-                        tensor.copy_(overlays[name].apply(tensor))
-            found[buffer] = self._compute_and_compare(digest, buffer)
-            if any(name in overlays for name in buffer.tensors):
-                scratch.offer(buffer.segment.piece.index, buffer.slab.base[: buffer.segment.nbytes])
-        return [found[buffer] for buffer in buffers]
-
-    def _read_scratch(self, digest: str, buffer: SegmentBuffer, scratch: Scratch) -> Checksums:
-        """Read a segment from scratch and return its checksums. None if the segment is missing or corrupted."""
-        known = self._checksums.get((digest, buffer.segment.piece))
-        if known is None or not scratch.read(buffer.segment.piece.index, buffer.slab.base):
-            return None
-        if self.compute_checksums(buffer) == known:
-            return known
-        what = buffer.segment.label
-        _log.warning("a scratch file's weights were corrupted on disk; computing them again", what=what)
-        return None
-
-    def _compute_and_compare(self, digest: str, buffer: SegmentBuffer) -> Checksums:
-        """Return the checksums of a segment that was just computed.
-
-        Raises IntegrityError if they differ from those of the first time."""
-        key, checksums = (digest, buffer.segment.piece), self.compute_checksums(buffer)
-        if self._checksums.setdefault(key, checksums) != checksums:
-            what = f"{buffer.segment.label} with its overlay"
-            problem = "differs from the first time it was computed"
-            remedy = "Test this machine's memory, for example with memtest86+."
-            raise IntegrityError(buffer.segment.tensors[0].path, what, problem, remedy)
-        return checksums
-
-    def _fetch(self, digest: str, buffers: Sequence[SegmentBuffer], background: bool) -> list[Checksums]:
-        keys = [(digest, buffer.segment.piece) for buffer in buffers]
-        reads = [
-            read
-            for key, buffer in zip(keys, buffers, strict=True)
-            for read in slab_views.reads(buffer.segment.tensors, buffer.tensors, key not in self._checksums)
-        ]
-        produced = iter(read_all(reads, self._threads, background))
-        for key, buffer in zip(keys, buffers, strict=True):
-            checksums = tuple(next(produced) for _ in buffer.segment.tensors)
-            self._checksums.setdefault(key, checksums)
-        return [self._checksums[key] for key in keys]
+        with component.open_overlays(stay) as overlays, Scratch(self._folder) as scratch:
+            at_arrival = frozenset(one.name for one in component.tensors if component.arrives_with_overlay(one))
+            shared = self._checksums, self._threads
+            yield _OverlayingFetcher(self, component.digest, background, *shared, overlays, at_arrival, scratch)
 
     def compute_checksums(self, buffer: SegmentBuffer) -> Checksums:
         """See :class:`Source`. There is one for each tensor."""
         return tuple(checksum_of(tensor) for tensor in buffer.tensors.values())
 
-    def follow_budget(self, fetch: Fetch) -> None:
-        """See :class:`Source`. Nothing to do: this source uses no memory of its own."""
-        del fetch
+
+@dataclass(frozen=True, eq=False)
+class _FileFetcher:
+    """Reads the segments of a component without overlays. See :class:`FileSource`."""
+
+    source: FileSource
+    digest: str
+    background: bool
+    checksums: dict[tuple[str, Piece], Checksums]
+    threads: int
+
+    def fetch(self, buffers: Sequence[SegmentBuffer]) -> list[Checksums]:
+        """See :class:`Fetcher`."""
+        keys = [(self.digest, buffer.segment.piece) for buffer in buffers]
+        reads = [
+            read
+            for key, buffer in zip(keys, buffers, strict=True)
+            for read in slab_views.reads(buffer.segment.tensors, buffer.tensors, key not in self.checksums)
+        ]
+        produced = iter(read_all(reads, self.threads, self.background))
+        for key, buffer in zip(keys, buffers, strict=True):
+            checksums = tuple(next(produced) for _ in buffer.segment.tensors)
+            self.checksums.setdefault(key, checksums)
+        return [self.checksums[key] for key in keys]
+
+    def apply_overlay(self, name: str, tensor: torch.Tensor) -> None:
+        """See :class:`Fetcher`. A component without overlays has no such weight."""
+        raise KeyError(name, tuple(tensor.shape))
+
+    def follow_budget(self) -> None:
+        """See :class:`Fetcher`. Nothing to do: the source uses no memory of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class _OverlayingFetcher(_FileFetcher):
+    """Reads the segments of a component with overlays.
+
+    ``at_arrival``: names of the tensors whose overlay is computed here; see :mod:`safelight.weights.overlay`.
+    """
+
+    overlays: Mapping[str, Overlay]
+    at_arrival: frozenset[str]
+    scratch: Scratch
+
+    def fetch(self, buffers: Sequence[SegmentBuffer]) -> list[Checksums]:
+        """See :class:`Fetcher`. It computes the overlays, or reads the result that this lease stored before."""
+        with_overlays = [one for one in buffers if not self.at_arrival.isdisjoint(one.tensors)]
+        plain = [one for one in buffers if one not in with_overlays]
+        found: dict[SegmentBuffer, Checksums] = {}
+        if plain:
+            found.update(zip(plain, super().fetch(plain), strict=True))
+        found.update((buffer, self._read_scratch(buffer)) for buffer in with_overlays)
+        missing = [buffer for buffer, checksums in found.items() if checksums is None]
+        read_all(
+            [r for m in missing for r in slab_views.reads(m.segment.tensors, m.tensors, hash_result=False)],
+            self.threads,
+            self.background,
+        )
+        for buffer in missing:
+            with torch_threads(self.threads):
+                for name in self.at_arrival.intersection(buffer.tensors):
+                    self.apply_overlay(name, buffer.tensors[name])
+            found[buffer] = self._compute_and_compare(buffer)
+            self.scratch.offer(buffer.segment.piece.index, buffer.slab.base[: buffer.segment.nbytes])
+        return [found[buffer] for buffer in buffers]
+
+    def apply_overlay(self, name: str, tensor: torch.Tensor) -> None:
+        """See :class:`Fetcher`."""
+        apply_overlay(self.overlays, name, tensor)
+
+    def _read_scratch(self, buffer: SegmentBuffer) -> Checksums:
+        """Read a segment from scratch and return its checksums. None if the segment is missing or corrupted."""
+        known = self.checksums.get((self.digest, buffer.segment.piece))
+        if known is None or not self.scratch.read(buffer.segment.piece.index, buffer.slab.base):
+            return None
+        if self.source.compute_checksums(buffer) == known:
+            return known
+        what = buffer.segment.label
+        _log.warning("a scratch file's weights were corrupted on disk; computing them again", what=what)
+        return None
+
+    def _compute_and_compare(self, buffer: SegmentBuffer) -> Checksums:
+        """Return the checksums of a segment that was just computed.
+
+        Raises IntegrityError if they differ from those of the first time."""
+        key, checksums = (self.digest, buffer.segment.piece), self.source.compute_checksums(buffer)
+        if self.checksums.setdefault(key, checksums) != checksums:
+            what = f"{buffer.segment.label} with its overlay"
+            raise changed_result(buffer, what, "Test this machine's memory, for example with memtest86+.")
+        return checksums
+
+
+def changed_result(buffer: SegmentBuffer, what: str, remedy: str) -> IntegrityError:
+    """Return the error for a segment with overlays that was computed again and came out different."""
+    return IntegrityError(buffer.segment.tensors[0].path, what, "differs from the first time it was computed", remedy)

@@ -18,17 +18,17 @@ import torch
 
 from safelight.errors import IntegrityError
 from safelight.memory.lease import Lease
-from safelight.weights.adapter_formulas import add, reads_weight
+from safelight.weights.adapter_formulas import DEVICE_CHUNK_ELEMENTS, AppliedChange, add_changes, is_low_rank
 from safelight.weights.adapter_mapping import WeightChange
 from safelight.weights.digest import hash_texts
-from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import Overlay, with_overlays
+from safelight.weights.manifest import ComponentManifest, ManifestTensor
+from safelight.weights.overlay import Bring, Overlay, with_overlays
 
 Leasing = Callable[[ComponentManifest], AbstractContextManager[Lease]]
 """Leases an adapter's tensors in host memory, fp32."""
 
 TENSORS_AT_ONCE = 4
-"""How many fp32 tensors of the size of the largest weight exist while an overlay is computed."""
+"""How many fp32 tensors of the size of a weight exist while an overlay is computed that is more than plain LoRAs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,63 +92,82 @@ def stack_adapters(
     for replacement in sorted(replacements, key=lambda replacement: replacement.content_key):
         rows.setdefault(replacement.target, []).append(replacement)
     touched = changes_by_weight.keys() | rows.keys()
-    largest = max(math.prod(tensor.shape) for tensor in underlying.tensors if tensor.name in touched)
+    needed = (
+        _numbers_at_once(tensor, changes_by_weight.get(tensor.name, ()))
+        for tensor in underlying.tensors
+        if tensor.name in touched
+    )
     sources = {item.source.digest: item.source for item in (*active, *replacements)}
 
     @contextmanager
-    def open_overlays() -> Generator[Mapping[str, Overlay]]:
+    def open_overlays(bring: Bring) -> Generator[Mapping[str, Overlay]]:
         with ExitStack() as stack:
-            leases = {digest: _VerifiedLease(stack.enter_context(leasing(held))) for digest, held in sources.items()}
-            yield {
-                name: Overlay(_overlay_function(changes_by_weight.get(name, ()), rows.get(name, ()), leases))
-                for name in touched
+            leases = {
+                digest: _VerifiedLease(stack.enter_context(leasing(held)), bring) for digest, held in sources.items()
             }
+            yield {name: _overlay(changes_by_weight.get(name, ()), rows.get(name, ()), leases) for name in touched}
 
     content = hash_texts(
         *(layer.content_key for layer in active), *sorted(replacement.content_key for replacement in replacements)
     )
-    working_bytes = TENSORS_AT_ONCE * largest * torch.float32.itemsize
+    working_bytes = max(needed) * torch.float32.itemsize
     return with_overlays(underlying, content, frozenset(touched), open_overlays, working_bytes, tuple(sorted(sources)))
 
 
 class _VerifiedLease:
-    """A lease whose bytes are verified once, before the first use."""
+    """A lease whose bytes are verified once, before the first use. ``bring``: brings tensors to where they are used."""
 
-    def __init__(self, lease: Lease) -> None:
-        self._lease, self._verified = lease, False
+    def __init__(self, lease: Lease, bring: Bring) -> None:
+        self._lease, self._bring, self._verified = lease, bring, False
 
-    def lease(self) -> Lease:
-        """Return the verified lease. Raises IntegrityError if bytes in memory differ from those that were read."""
+    @contextmanager
+    def use_tensors(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
+        """Yield the named tensors. Raises IntegrityError if bytes in memory differ from those that were read."""
         if not self._verified:
             for index, resident in self._lease.residents.items():
                 if not self._lease.verify_segment(index):
                     first = resident.buffer.segment.tensors[0]
                     raise IntegrityError(first.path, first.name, "was corrupted in memory", "It will be read again.")
             self._verified = True
-        return self._lease
+        with self._lease.use_tensors(names) as tensors:
+            digest = self._lease.component.digest[:16]
+            brought = [self._bring(f"adapter {digest} {n}", tensor) for n, tensor in zip(names, tensors, strict=True)]
+            tensors.clear()
+            yield brought
+
+
+def _numbers_at_once(tensor: ManifestTensor, changes: Sequence[tuple[AdapterLayer, WeightChange, float]]) -> int:
+    """Return how many numbers in fp32 exist while a tensor's overlay is computed."""
+    elements = math.prod(tensor.shape)
+    if all(is_low_rank(change.kind, change.slots) for _, change, _ in changes):
+        return min(elements, DEVICE_CHUNK_ELEMENTS)
+    return elements * TENSORS_AT_ONCE
 
 
 def _active_changes(layer: AdapterLayer) -> tuple[tuple[WeightChange, float], ...]:
     return tuple((change, strength) for change, strength in layer.changes if strength != 0)
 
 
-def _overlay_function(
+def _overlay(
     changes: Sequence[tuple[AdapterLayer, WeightChange, float]],
     replacements: Sequence[RowReplacement],
     leases: Mapping[str, _VerifiedLease],
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    def apply(weight: torch.Tensor) -> torch.Tensor:
-        wide = weight.float()
-        total = wide.clone() if wide is weight or any(reads_weight(change) for _, change, _ in changes) else wide
-        for layer, change, strength in changes:
-            with leases[layer.source.digest].lease().use_tensors(list(change.slots.values())) as tensors:
-                slots = dict(zip(change.slots, tensors, strict=True))
-                tensors.clear()
-                add(total, change, slots, wide, strength, layer.scale)
-                slots.clear()
+) -> Overlay:
+    def apply(weight: torch.Tensor) -> None:
+        if changes:
+            with ExitStack() as used:
+                applied: list[AppliedChange] = []
+                for layer, change, strength in changes:
+                    names = list(change.slots.values())
+                    tensors = used.enter_context(leases[layer.source.digest].use_tensors(names))
+                    slots = dict(zip(change.slots, tensors, strict=True))
+                    applied.append(AppliedChange(change, slots, strength, layer.scale))
+                    tensors.clear()
+                    del slots, tensors
+                add_changes(weight, applied)
+                applied.clear()
         for replacement in replacements:
-            with leases[replacement.source.digest].lease().use_tensors([replacement.tensor_name]) as tensors:
-                total[list(replacement.rows)] = tensors.pop()
-        return total.to(weight.dtype)
+            with leases[replacement.source.digest].use_tensors([replacement.tensor_name]) as tensors:
+                weight[list(replacement.rows)] = tensors.pop().to(weight.dtype)
 
     return apply

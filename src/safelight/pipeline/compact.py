@@ -66,12 +66,15 @@ class _Plan:
         wide, has_quantised = sum(one.nbytes for one in segments), any(one.is_compact for one in component.tensors)
         if not has_quantised:
             return _Plan(component, segments, dtype, False, wide, wide)
-        working = describe_workload(component, dtype, settings, pixels).guess
-        most = resources.residency.planner.most_weight_bytes(working)
-        if wide > most:
-            component = replace(component, compact=True)
-            segments = needed_segments(component, dtype, unread)
-        return _Plan(component, segments, dtype, True, wide, most)
+
+        def most(component: ComponentManifest) -> int:
+            working = describe_workload(component, dtype, settings, pixels).guess
+            return resources.residency.planner.most_weight_bytes(working)
+
+        if wide <= most(component):
+            return _Plan(component, segments, dtype, True, wide, most(component))
+        component = replace(component, compact=True)
+        return _Plan(component, needed_segments(component, dtype, unread), dtype, True, wide, most(component))
 
     @property
     def nbytes(self) -> int:

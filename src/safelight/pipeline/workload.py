@@ -9,6 +9,7 @@ import torch
 from safelight.memory.working_memory import Workload
 from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
+from safelight.weights.overlay import OverlaidComponent
 from safelight.weights.slab_views import computing_dtype
 
 KERNEL_WORKSPACE_BYTES = 48 << 20
@@ -31,13 +32,28 @@ def describe_workload(
     """
     config = component.config
     kind = component.role + variant + (" quantised" if component.compact else "")
+    overlays = overlay_bytes_while_computing(component, run_settings)
+    if overlays:
+        kind += " adapters"
     name = " ".join(
         (kind, config.label, str(dtype).removeprefix("torch."), run_settings.attention, run_settings.device)
     )
     quadratic = run_settings.attention == "normal" and config.depends_on_size
     needed = max(config.working_bytes(pixels, dtype.itemsize, quadratic), config.text_bytes(tokens, dtype.itemsize))
     size = pixels if config.depends_on_size else max(1, tokens)
-    return Workload(name, size, KERNEL_WORKSPACE_BYTES + needed + _dequantised_bytes(component, dtype), quadratic)
+    return Workload(
+        name, size, KERNEL_WORKSPACE_BYTES + needed + _dequantised_bytes(component, dtype) + overlays, quadratic
+    )
+
+
+def overlay_bytes_while_computing(component: ComponentManifest, run_settings: RunSettings) -> int:
+    """Return the bytes for computing overlays while the component computes; 0 if they are computed before.
+
+    They are computed when a weight that stays quantised is used, and when a segment is streamed to a device.
+    """
+    if not isinstance(component, OverlaidComponent):
+        return 0
+    return component.working_bytes if component.computes_at_use or run_settings.device != "cpu" else 0
 
 
 def _dequantised_bytes(component: ComponentManifest, dtype: torch.dtype) -> int:

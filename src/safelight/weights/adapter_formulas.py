@@ -7,7 +7,8 @@ Hyeon-Woo et al. 2021, arXiv 2108.06098) and LoKr, as LyCORIS (arXiv 2309.14859)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -42,22 +43,73 @@ def difference(change: WeightChange, slots: Tensors, weight: torch.Tensor, scale
     return whole * (_shaped(magnitude, weight, per_output_row) / _norm(whole, per_output_row)) - weight
 
 
-def add(
-    total: torch.Tensor,
-    change: WeightChange,
-    slots: Tensors,
-    weight: torch.Tensor,
-    strength: float,
-    scale: float | None = None,
-) -> None:
-    """Add the :func:`difference` of ``change``, times ``strength``, to ``total`` (fp32, contiguous) in place."""
-    if change.kind == "lora" and slots.keys() <= {"down", "up", "alpha"}:
-        # This multiplies and adds in one pass over the weight.
-        factor = strength * _scale(change, slots, scale)
-        up, down = _rows(change, slots["up"]).flatten(1), slots["down"].flatten(1)
-        total.view(up.shape[0], down.shape[1]).addmm_(up, down, alpha=factor)
-    else:
-        total.add_(difference(change, slots, weight, scale), alpha=strength)
+@dataclass(frozen=True, slots=True)
+class AppliedChange:
+    """A change with its tensors, times ``strength``. ``scale``: see :func:`difference`."""
+
+    change: WeightChange
+    slots: Tensors
+    strength: float
+    scale: float | None = None
+
+
+def add_changes(weight: torch.Tensor, applied: Sequence[AppliedChange]) -> None:
+    """Add the differences of changes to a copy of a weight, in place: in fp32, in their order, rounded once.
+
+    ``weight``: any dtype, contiguous.
+    """
+    if all(is_low_rank(one.change.kind, one.slots) for one in applied):
+        _add_products(weight, applied)
+        return
+    wide = weight.float()
+    total = wide.clone() if wide is weight or any(reads_weight(one.change) for one in applied) else wide
+    for one in applied:
+        if is_low_rank(one.change.kind, one.slots):
+            up, down = _pair(one)
+            total.view(up.shape[0], down.shape[1]).addmm_(up, down, alpha=_factor_of(one))
+        else:
+            total.add_(difference(one.change, one.slots, wide, one.scale), alpha=one.strength)
+    weight.copy_(total)
+
+
+def is_low_rank(kind: str, slots: Collection[str]) -> bool:
+    """Return whether a change is a plain LoRA, whose product can be added to a part of the rows at a time.
+
+    ``slots``: the names of the adapter's tensors.
+    """
+    return kind == "lora" and {"down", "up", "alpha"}.issuperset(slots)
+
+
+CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS = 1 << 20, 1 << 23
+"""Numbers of a weight that are in fp32 at a time while products are added, on the CPU and elsewhere.
+
+A chunk stays in the CPU's caches. A GPU needs larger ones to be busy.
+"""
+
+
+def _add_products(weight: torch.Tensor, applied: Sequence[AppliedChange]) -> None:
+    """Add the products of plain LoRAs, a few rows at a time, because memory for the whole in fp32 takes longest."""
+    pairs = [(*_pair(one), _factor_of(one)) for one in applied]
+    rows = weight.view(weight.shape[0], -1)
+    chunk = CHUNK_ELEMENTS if weight.device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
+    count = max(1, chunk // max(1, rows.shape[1]))
+    wide = torch.empty((min(count, rows.shape[0]), rows.shape[1]), dtype=torch.float32, device=weight.device)
+    for first in range(0, rows.shape[0], count):
+        part = rows[first : first + count]
+        total = wide[: part.shape[0]]
+        total.copy_(part)
+        for up, down, factor in pairs:
+            total.addmm_(up[first : first + count], down, alpha=factor)
+        part.copy_(total)
+
+
+def _pair(one: AppliedChange) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the matrices of a plain LoRA: (rows, rank) and (rank, columns)."""
+    return _rows(one.change, one.slots["up"]).flatten(1), one.slots["down"].flatten(1)
+
+
+def _factor_of(one: AppliedChange) -> float:
+    return one.strength * _scale(one.change, one.slots, one.scale)
 
 
 def _rows(change: WeightChange, values: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,12 @@
 """Overlays: tensors that are computed from weights and used in their place. The weights themselves are never written.
 
 A component with overlays is a separate component, identified by the content of the underlying component and of the
-overlays. Its segments are computed from the underlying component's bytes when they are needed, and cached and evicted
-like all others. Segments without an overlay are shared with the underlying component. To remove an adapter, use the
+overlays. The device that computes with a weight also computes its overlay:
+
+- when the weight's segment arrives there. Such segments are cached and evicted like all others.
+- when an operation uses the weight, if it stays quantised in memory.
+
+Segments that arrive without an overlay are shared with the underlying component. To remove an adapter, use the
 underlying component again.
 """
 
@@ -14,28 +18,22 @@ from dataclasses import dataclass
 
 import torch
 
-from safelight.errors import BindingError
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
 
+Overlay = Callable[[torch.Tensor], None]
+"""Overwrites a copy of a weight by the tensor that is used in its place. The copy has the weight's numbers before."""
 
-@dataclass(frozen=True, eq=False)
-class Overlay:
-    """``function`` computes a new tensor of a weight's shape and dtype, and must not change the weight."""
+Bring = Callable[[str, torch.Tensor], torch.Tensor]
+"""Returns a tensor of host memory on the device that computes the overlays. The text names its content."""
 
-    function: Callable[[torch.Tensor], torch.Tensor]
-
-    def apply(self, weight: torch.Tensor) -> torch.Tensor:
-        """Compute the new tensor. Raises BindingError if its shape, dtype or device differs from the weight's."""
-        new = self.function(weight)
-        if new.shape != weight.shape or new.dtype != weight.dtype or new.device != weight.device:
-            raise BindingError(
-                f"an overlay gave {new.dtype} {list(new.shape)} for a weight of {weight.dtype} {list(weight.shape)}"
-            )
-        return new if new.untyped_storage() is not weight.untyped_storage() else new.clone()
-
-
-OpenOverlays = Callable[[], AbstractContextManager[Mapping[str, Overlay]]]
+OpenOverlays = Callable[[Bring], AbstractContextManager[Mapping[str, Overlay]]]
 """Opens the sources of the overlays, and yields the overlays by the name of their weight."""
+
+
+def stay(what: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor: overlays are computed in host memory. See :data:`Bring`."""
+    del what
+    return tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,10 +53,20 @@ class OverlaidComponent(ComponentManifest):
     working_bytes: int
     sources: tuple[str, ...]
 
-    def stays_compact(self, tensor: ManifestTensor) -> bool:
-        """See :class:`ComponentManifest`. A tensor with an overlay is in memory as the overlay computes it."""
-        # ``super()`` does not work in a dataclass with slots.
-        return ComponentManifest.stays_compact(self, tensor) and tensor.name not in self.overlaid_names
+    @property
+    def underlying(self) -> ComponentManifest:
+        """The component without overlays."""
+        fields = (self.role, self.config, self.tensors, self.digest)
+        return ComponentManifest(*fields, tokenizer=self.tokenizer, compact=self.compact, widened=self.widened)
+
+    def arrives_with_overlay(self, tensor: ManifestTensor) -> bool:
+        """Return whether a tensor's overlay is computed when it arrives in memory, and not at each use."""
+        return tensor.name in self.overlaid_names and not self.stays_compact(tensor)
+
+    @property
+    def computes_at_use(self) -> bool:
+        """Whether any overlay is computed at each use of its tensor."""
+        return any(one.name in self.overlaid_names and self.stays_compact(one) for one in self.tensors)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, OverlaidComponent):
