@@ -33,6 +33,7 @@ def forms(machine: Machine) -> Iterator[Finding]:
         yield from numbers(machine, name, tensor, raw)
     for form, label in PIXELS[:1] if machine.small else PIXELS:
         yield from pictures(machine, form, label)
+    yield from pictures_with_a_lora(machine)
 
 
 def weights(machine: Machine) -> Iterator[tuple[str, Any, Any]]:
@@ -142,6 +143,50 @@ def pictures(machine: Machine, form: str, label: str) -> Iterator[Finding]:
     words = f"other pixels: {', '.join(wrong)}" if wrong else "the pixels of the same numbers in fp32, three ways"
     figures = {"MB dequantised": whole / 1e6, "MB quantised": quantised / 1e6, "limit MB": 1.01e-6 * least}
     yield Finding(f"{form} of {label}", not wrong, words, figures)
+
+
+def pictures_with_a_lora(machine: Machine) -> Iterator[Finding]:
+    """A tiny SD 1 in Q8_0 with a LoRA: the pixels of the same numbers in fp32, whichever way the LoRA is computed."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from support.compact_files import write_compact
+
+    from safelight.catalog.catalog import Catalog
+    from safelight.request.schema import Request
+
+    place = machine.folder / "lora-forms"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    tensors = {name: one for name, one in load_file(machine.tiny("a")).items() if one.is_floating_point()}
+    compact, values = write_compact(place / "compact.safetensors", tensors, "Q8_0")
+    save_file(dict(values), place / "numbers.safetensors")
+    catalog = Catalog.under(place / "root")
+    catalog.library.add(place / "numbers.safetensors", "numbers")
+    model = catalog.library.add(compact, "compact")
+    catalog.adapters.add(machine.lora(), "style")
+
+    def drawn(opened: Any, name: str) -> list[str]:
+        texts = ("an apple", "an apple <lora:style:0.8>", "an apple")
+        requests = (Request(text, name, seed=3, steps=2, width=64, height=64, precision="bf16") for text in texts)
+        return [next(opened.generate(one)).pixels_sha256 for one in requests]
+
+    wrong: list[str] = []
+    with engine(machine, place / "root") as opened:
+        right = drawn(opened, "numbers")
+        if drawn(opened, "compact") != right:
+            wrong.append("dequantised in memory")
+    with kept_quantised(), engine(machine, place / "root") as opened:
+        if drawn(opened, "compact") != right:
+            wrong.append("quantised in memory")
+        plan = opened.resources.residency.planner
+        least = max(plan.min_weight_bytes(part, torch.bfloat16) for part in model.manifest.components)
+    with engine(machine, place / "root", **machine.weights_within(1.01 * least)) as opened:
+        if drawn(opened, "numbers") != right:
+            wrong.append("streamed")
+    if right[0] != right[2] or right[0] == right[1]:
+        wrong.append("the LoRA has no effect, or stays")
+    words = f"other pixels: {', '.join(wrong)}" if wrong else "the pixels of the same numbers in fp32, three ways"
+    yield Finding("Q8_0 of sd1 with a LoRA", not wrong, words)
 
 
 def resident_bytes(opened: Any) -> int:
