@@ -18,8 +18,9 @@ from safelight.catalog import importing, library
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.importing import ImportedFile, import_files
 from safelight.catalog.other_programs import read
-from safelight.errors import CorruptFileError, InputError, ModelNotFoundError
+from safelight.errors import CorruptFileError, InputError, ModelNotFoundError, RequestError
 from safelight.request.adapters import Purpose
+from safelight.resolve.resolve import resolve
 from safelight.weights import manifest
 
 RIGHT: dict[str, tuple[str, dict[str, str]]] = {
@@ -36,7 +37,7 @@ RIGHT: dict[str, tuple[str, dict[str, str]]] = {
     "ComfyUI": ("ComfyUI", {"a": "checkpoint", "a (more)": "checkpoint", "one": "lora"}),
     "InvokeAI": (
         "InvokeAI",
-        {"Dreamy XL": "checkpoint", "Dreamy XL (4567)": "checkpoint", "Glow": "lora"},
+        {"Dreamy XL": "checkpoint", "Dreamy XL (4567)": "checkpoint", "Fine VAE": "vae", "Glow": "lora"},
     ),
     "SwarmUI": ("SwarmUI", {"a": "checkpoint", "one": "lora"}),
     "kohya": ("", {"style": "lora", "style-000001": "lora", "style-000002": "lora"}),
@@ -104,6 +105,43 @@ def test_the_program_of_words_that_no_file_says(tiny: Path, root: Path, tmp_path
     assert Catalog.under(root).adapters.get("Glow").trigger_words == WORDS
     # They are there after another process has read the record.
     assert Catalog.under(root).adapters.get("Glow").trigger_words == WORDS
+
+
+def test_defaults_of_another_program(tiny: Path, root: Path, tmp_path: Path) -> None:
+    """They count from the first image on, also after the file was read again. What is left out is named."""
+    found = {one.name: one.note for one in bring(other_programs.invoke(tmp_path / "invoke", tiny), root)}
+    note = "these of its defaults are not taken over: cfg_rescale_multiplier 0.7, guidance 3.5"
+    assert (found["Dreamy XL"], found["Dreamy XL (4567)"]) == (note, "")
+    own = {"width": 72, "height": 64, "steps": 3, "cfg": 4.5, "sampler": "dpmpp_2m", "schedule": "karras"}
+    catalog = Catalog.under(root)
+    [card] = [card for card in catalog.library.cards() if card.name == "Dreamy XL"]
+    assert card.summary["defaults"] == own | {"vae": "Fine VAE"}
+    job = resolve(safelight.Request("an apple", "Dreamy XL"), catalog)
+    assert {name: getattr(job.request, name) for name in own} == own
+    assert (job.request.vae, [part.role for part in job.parts]) == ("Fine VAE", ["vae"])
+    assert catalog.library.verify("Dreamy XL").defaults == own | {"vae": "Fine VAE"}
+    engine = safelight.open_engine(root)
+    asked = safelight.Request("an apple", "Dreamy XL", steps=1, cfg=1.0)
+    made = next(engine.generate(asked))
+    request = made.metadata["request"]
+    assert (made.width, made.height, request["steps"], request["sampler"]) == (72, 64, 1, "dpmpp_2m")
+    catalog.adapters.remove("Fine VAE")
+    with pytest.raises(RequestError, match="is the default of Dreamy XL and not in the library; add it, or run"):
+        resolve(safelight.Request("an apple", "Dreamy XL"), catalog)
+    assert catalog.library.set_defaults("Dreamy XL", {"steps": 5}) == {"steps": 5}
+    job = resolve(safelight.Request("an apple", "Dreamy XL"), Catalog.under(root))
+    assert (job.request.steps, job.request.sampler, job.request.vae) == (5, "euler", "")
+
+
+def test_defaults_of_a_file_beside_a_checkpoint(tiny: Path, root: Path, tmp_path: Path) -> None:
+    folder = other_programs.a1111(tmp_path / "webui", tiny)
+    path = next(folder.rglob("国风v3.safetensors"))
+    path.with_suffix(".json").write_text(json.dumps({"vae": "nice.vae.safetensors", "notes": "x"}))
+    bring(folder, root)
+    library = Catalog.under(root).library
+    assert {card.name: card.summary["defaults"] for card in library.cards() if card.summary["defaults"]} == {
+        "国风v3": {"vae": "nice.vae"}
+    }
 
 
 def test_names_are_changed_and_forgotten_before_a_file_is_read(tiny: Path, root: Path, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+from PIL import Image as PILImage
 from support import other_programs
 
 
@@ -31,3 +34,27 @@ def test_what_a_folder_lacks_is_said(run, tmp_path: Path) -> None:
     assert "is a web page saved under this name" in done.out
     assert "has no model that Safelight can use" in done.err
     assert run("import", tmp_path / "absent").code == 2
+
+
+def test_defaults_of_a_model(run, tiny: Path) -> None:
+    run("models", "add", tiny / "a.safetensors", "--name", "a")
+    assert "its family's count" in run("models", "defaults", "a").out
+    [row] = run("models", "defaults", "a", "steps=3", "sampler=DPM++ 2M Karras", "width=64", "--json").rows
+    own = {"width": 64, "steps": 3, "sampler": "dpmpp_2m", "schedule": "karras"}
+    assert row["defaults"] == own
+
+    def drawn(*more: str) -> dict[str, Any]:
+        path = run("generate", "x", "--model", "a", "--height", "64", *more, "--json").rows[-1]["path"]
+        with PILImage.open(path) as picture:
+            return json.loads(picture.info["safelight"])["request"]
+
+    request = drawn()
+    assert {name: request[name] for name in own} == own
+    request = drawn("--sampler", "euler", "--steps", "1")
+    assert (request["sampler"], request["schedule"], request["steps"]) == ("euler", "default", 1)
+    [row] = run("models", "defaults", "a", "steps=", "sampler=euler", "--json").rows
+    assert row["defaults"] == {"width": 64, "sampler": "euler"}
+    refused = run("models", "defaults", "a", "seed=3")
+    assert (refused.code, "seed" in refused.err) == (2, True)
+    assert run("models", "defaults", "a", "steps").code == 2
+    assert run("models", "defaults", "starter-noto", "steps=3").code == 2

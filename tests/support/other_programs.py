@@ -68,18 +68,40 @@ def comfy(root: Path, tiny: Path) -> Path:
     return root
 
 
+INVOKE_DEFAULTS: dict[str, Any] = {
+    "vae": "of the VAE",
+    "vae_precision": None,
+    "scheduler": "dpmpp_2m_k",
+    "steps": 3,
+    "cfg_scale": 4.5,
+    "cfg_rescale_multiplier": 0.7,
+    "width": 72,
+    "height": 64,
+    "guidance": 3.5,
+}
+"""Safelight has no ``cfg_rescale_multiplier``, and SD 1 has no distilled guidance."""
+
+
 def invoke(root: Path, tiny: Path) -> Path:
     put(tiny / "a.safetensors", root / "models/0123/model.safetensors")
     put(tiny / "b.safetensors", root / "models/4567/model.safetensors")
     (root / "models/89ab").mkdir()
     adapters.write(root / "models/89ab/lora.safetensors")
+    (root / "models/cdef").mkdir()
+    vae_of(tiny / "b.safetensors", root / "models/cdef/vae.safetensors")
     (root / "databases").mkdir()
     with sqlite3.connect(root / "databases/invokeai.db") as database:
         database.execute("CREATE TABLE models (id TEXT NOT NULL PRIMARY KEY, config TEXT NOT NULL)")
         rows: list[dict[str, Any]] = [
-            {"name": "Dreamy / XL", "path": "0123/model.safetensors", "type": "main"},
+            {
+                "name": "Dreamy / XL",
+                "path": "0123/model.safetensors",
+                "type": "main",
+                "default_settings": INVOKE_DEFAULTS,
+            },
             {"name": "Dreamy / XL", "path": str(root / "models/4567/model.safetensors"), "type": "main"},
             {"name": "Glow", "path": "89ab/lora.safetensors", "type": "lora", "trigger_phrases": list(WORDS)},
+            {"name": "Fine VAE", "path": "cdef/vae.safetensors", "type": "vae", "key": "of the VAE"},
             {"name": "gone", "path": "gone/model.safetensors", "type": "main"},
         ]
         database.executemany(

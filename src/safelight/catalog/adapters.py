@@ -233,7 +233,7 @@ class Adapters:
                     record.unlink(missing_ok=True)
                 self.index.invalidate()
             elif unread is not None:
-                self.unread.rename(unread, chosen)
+                self.unread.change(unread, name=chosen)
         return find_card(self.cards(), self.root, chosen, "adapter")
 
     def _not_own(self, name: str, participle: str) -> InputError:

@@ -19,6 +19,7 @@ from safelight.catalog.found import Found
 from safelight.catalog.identify import Identity, identify
 from safelight.catalog.lock import library_lock
 from safelight.catalog.other_programs import Candidate
+from safelight.catalog.program_defaults import NONE, ProgramDefaults, beside, fitting
 from safelight.catalog.unread import UnreadFile
 from safelight.errors import InputError, StorageError, UnreadableFileError, UnsupportedModelError
 from safelight.weights.adapter_file import INVERSION, is_adapter
@@ -125,14 +126,16 @@ class _Importer:
             return _Result(ImportedFile(path, "known", card.name, card.kind, base, nbytes, note))
         try:
             identity = _identify(path, self._choose_variant(candidate.found))
-            entry = _unread(path, identity, candidate.trigger_words)
+            defaults = _defaults(path, identity, candidate)
+            entry = _unread(path, identity, candidate.trigger_words, defaults)
         except StorageError:
             raise
         except InputError as error:
             return _Result(ImportedFile(path, "refused", note=str(error)))
         moved = self._gone[entry.size, entry.mtime_ns] if card is None else []
         before = moved.pop(0) if moved else card
-        file = ImportedFile(path, "imported", "", identity.kind, identity.base or "", identity.nbytes, _note(identity))
+        base, note = identity.base or "", _note(identity, defaults)
+        file = ImportedFile(path, "imported", "", identity.kind, base, identity.nbytes, note)
         return _Result(file, None if identity.kind == INVERSION else entry, candidate.name, before)
 
     def _read_inversion(self, file: ImportedFile, wanted: str) -> ImportedFile:
@@ -170,13 +173,25 @@ def _identify(path: Path, variant: str) -> Identity:
     return found
 
 
-def _note(identity: Identity) -> str:
-    if identity.layout is None or identity.variant is not None:
-        return ""
-    return "say its variant before its first use: import again with --variant"
+def _defaults(path: Path, identity: Identity, candidate: Candidate) -> ProgramDefaults:
+    """Return the defaults that the program has for a model, as far as its family has them."""
+    if identity.layout is None:
+        return NONE
+    found = candidate.defaults if candidate.defaults.values or candidate.defaults.left_out else beside(path)
+    family = identity.layout.family
+    return fitting(found, family, identity.variant or next(iter(family.variants)))
 
 
-def _unread(path: Path, found: Identity, words: tuple[str, ...]) -> UnreadFile:
+def _note(identity: Identity, defaults: ProgramDefaults) -> str:
+    notes: list[str] = []
+    if identity.layout is not None and identity.variant is None:
+        notes.append("say its variant before its first use: import again with --variant")
+    if defaults.left_out:
+        notes.append(f"these of its defaults are not taken over: {', '.join(defaults.left_out)}")
+    return "; ".join(notes)
+
+
+def _unread(path: Path, found: Identity, words: tuple[str, ...], defaults: ProgramDefaults) -> UnreadFile:
     """Return the entry of a file, without its name. ``words``: its trigger words, if nothing beside it says them."""
     try:
         status = os.stat(path)
@@ -203,6 +218,7 @@ def _unread(path: Path, found: Identity, words: tuple[str, ...]) -> UnreadFile:
         mtime_ns=status.st_mtime_ns,
         variant_from_user=found.variant_from_user,
         trigger_words=words,
+        defaults=defaults.values,
     )
 
 

@@ -21,7 +21,7 @@ from safelight.logs import Log
 
 _log = Log(__name__)
 
-VERSION = 3
+VERSION = 4
 """Version of the tables. A file of another version is created again."""
 
 _TABLES = """

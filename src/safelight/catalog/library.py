@@ -37,6 +37,7 @@ from safelight.errors import (
     ModelNotFoundError,
     UnreadableFileError,
 )
+from safelight.request.model_defaults import ModelDefaults, check_defaults
 
 
 class Library:
@@ -175,8 +176,11 @@ class Library:
                 listed = self.unread.find_path(path)
                 if listed is None:
                     raise ModelNotFoundError(chosen, [])
-                model = replace(model, name=listed.name)
+                model = replace(model, name=listed.name, defaults=listed.defaults)
             refuse_taken(self.cards(), model.name, path)
+            before = self.records.get_if_readable(model.name)
+            if before is not None and not model.defaults:
+                model = replace(model, defaults=before.defaults)
             self.records.replace(model)
             self.unread.forget(path)
             self._quarantine.end(model)
@@ -199,10 +203,28 @@ class Library:
         before = Choices.of(model)
         choices = replace(before, variant=variant or before.variant, named=parts)
         changed = read_model(self.shelf, model.path, model.name, model.origin, choices, on_bytes)
+        changed = replace(changed, defaults=model.defaults)
         with library_lock(self.root):
             self.records.replace(changed)
             self._quarantine.end(changed)
         return changed
+
+    def set_defaults(self, name: str, values: ModelDefaults) -> ModelDefaults:
+        """Replace a model's defaults. Nothing is read. Returns them in their order.
+
+        Raises RequestError for a field or value that cannot be a default, InputError for a starter.
+        Raises ModelNotFoundError for an unknown name.
+        """
+        checked = check_defaults(values)
+        with library_lock(self.root):
+            model, unread = self.records.get(name), self.unread.find(name, models=True)
+            if model is not None:
+                self.records.write(replace(model, defaults=checked))
+            elif unread is not None:
+                self.unread.change(unread, defaults=checked)
+            else:
+                raise self._not_own(name, "changed")
+        return checked
 
     def earlier(self, name: str) -> list[Model]:
         """Return the models that had this name before, the newest first."""
@@ -225,7 +247,7 @@ class Library:
                 if model is not None:
                     self._quarantine.rename(model, self.records.rename(model, chosen))
                 elif unread is not None:
-                    self.unread.rename(unread, chosen)
+                    self.unread.change(unread, name=chosen)
         return find_card(self.cards(), self.root, chosen)
 
     def roll_back(self, name: str, digest: str = "", on_bytes: OnBytes | None = None) -> Model:
@@ -249,7 +271,7 @@ class Library:
                 f"{earlier.path}: the file with the earlier content {earlier.digest[:10]} is gone, and no file of its "
                 f"size in {earlier.path.parent} has that content; put it back, then try again"
             )
-        restored = replace(found, name=name, origin=current.origin)
+        restored = replace(found, name=name, origin=current.origin, defaults=current.defaults)
         with library_lock(self.root):
             self.records.replace(restored)
             self._quarantine.end(restored)
@@ -293,7 +315,7 @@ class Library:
             if model.format in CONVERTED and all(source.is_unchanged() for source in model.manifest.files[1:]):
                 fresh = read_model(self.shelf, model.path, model.name, model.origin, Choices.of(model), None)
                 refuse_other_content(model, fresh.manifest)
-                return fresh
+                return replace(fresh, defaults=model.defaults)
             return self._read_again(model, None)
         except IntegrityError as error:
             self._quarantine.put(model, str(error))
@@ -320,7 +342,7 @@ class Library:
 
     def _read_again(self, model: Model, on_bytes: OnBytes | None) -> Model:
         """Read and hash all of a model, and store its new manifest. Raises IntegrityError for other content."""
-        fresh = read_again(self.shelf, model, on_bytes)
+        fresh = replace(read_again(self.shelf, model, on_bytes), defaults=model.defaults)
         refuse_other_content(model, fresh.manifest)
         for field in ("base", "prediction_type", "zero_terminal_snr"):
             before, now = getattr(model, field), getattr(fresh, field)

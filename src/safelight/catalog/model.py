@@ -10,6 +10,7 @@ from typing import Any, Literal
 from safelight.errors import RequestError
 from safelight.families.family import Family
 from safelight.families.registry import family
+from safelight.request.model_defaults import ModelDefaults
 from safelight.weights.manifest import ComponentManifest, Manifest
 
 Origin = Literal["added", "starter", "path"]
@@ -26,6 +27,7 @@ class Model:
     ``rule``: the sentences of the rules that identified it.
     ``prediction_type_from_user``, ``variant_from_user``: the user set it.
     ``sources``: for each component that is in another file, the adapter or model from which it was taken, by role.
+    ``defaults``: what a request gets for fields that it does not name, in place of the family's.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Model:
     manifest: Manifest
     variant_from_user: bool = False
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
+    defaults: ModelDefaults = field(default_factory=dict[str, Any])
 
     @property
     def digest(self) -> str:
@@ -84,6 +87,7 @@ class Model:
             "format": self.format,
             "resolution": self.resolution,
             "sources": dict(self.sources),
+            "defaults": dict(self.defaults),
             "bytes": sum(t.stored_nbytes for c in self.manifest.components for t in c.tensors),
         }
 

@@ -3,7 +3,8 @@
 - AUTOMATIC1111 and Forge: ``models/``, ``embeddings/``, and the folder of the ControlNet extension
 - ComfyUI: ``models/``, and the folders that ``extra_model_paths.yaml`` names
 - SwarmUI: ``Models/``
-- InvokeAI 4 and later: the table ``models`` of ``databases/invokeai.db``, with names and trigger words
+- InvokeAI 4 and later: the table ``models`` of ``databases/invokeai.db``, with names, trigger words and
+  defaults
 - any other folder, such as one into which kohya's scripts write: the folder itself
 """
 
@@ -21,6 +22,7 @@ import yaml
 
 from safelight.catalog import paths
 from safelight.catalog.found import Found, found_in
+from safelight.catalog.program_defaults import NONE, ProgramDefaults, of_invoke
 from safelight.catalog.trigger_words import cleaned
 from safelight.errors import CorruptFileError, FileError, InputError
 from safelight.files.disk import read_file
@@ -36,12 +38,13 @@ INVOKE_DATABASE = Path("databases/invokeai.db")
 class Candidate:
     """A file or diffusers folder of a program.
 
-    ``name``, ``trigger_words``: as the program has them; "" and empty if it has none.
+    ``name``, ``trigger_words``, ``defaults``: as the program has them; "" and empty if it has none.
     """
 
     found: Found
     name: str = ""
     trigger_words: tuple[str, ...] = ()
+    defaults: ProgramDefaults = NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +113,15 @@ def _of_invoke(root: Path) -> Iterator[Candidate]:
         problem = f"has no table of models that can be read ({error}); InvokeAI 4 and later have one"
         raise CorruptFileError(database, problem) from error
     folder = _invoke_folder(root)
-    for (written,) in rows:
-        values = json_object(written)
+    listed = [json_object(written) for (written,) in rows]
+    names = {str(values.get("key")): str(values.get("name") or "") for values in listed}
+    for values in listed:
         path = folder / str(values.get("path") or "")
         words = tuple(sorted(cleaned(map(str, json_list(values.get("trigger_phrases"))))))
+        settings = json_object(values.get("default_settings"))
+        defaults = of_invoke(settings, names.get(str(settings.get("vae")), ""))
         if values.get("path"):
-            yield Candidate(Found(path, within=True), str(values.get("name") or ""), words)
+            yield Candidate(Found(path, within=True), str(values.get("name") or ""), words, defaults)
 
 
 def _invoke_folder(root: Path) -> Path:

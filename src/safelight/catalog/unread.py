@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safelight.catalog.cards import Card
 from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.files.disk import write_whole
 from safelight.names import canonical
+from safelight.request.model_defaults import ModelDefaults
 from safelight.weights.adapter_file import is_adapter
 
 FILE = "unread.json"
@@ -35,6 +36,7 @@ class UnreadFile:
     ``nbytes``: bytes of its tensors. ``resolution``: pixels per side, 0 for what is no checkpoint.
     ``size``, ``mtime_ns``: of the file, to notice changes.
     ``trigger_words``: those of a LoRA.
+    ``defaults``: those of a model, see :class:`safelight.catalog.model.Model`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class UnreadFile:
     mtime_ns: int
     variant_from_user: bool = False
     trigger_words: tuple[str, ...] = ()
+    defaults: ModelDefaults = field(default_factory=dict[str, Any])
 
     @property
     def is_model(self) -> bool:
@@ -79,15 +82,16 @@ class UnreadFile:
         if not self.is_model:
             return common | {"trigger_words": list(self.trigger_words)}
         training = {"variant": self.variant, "prediction_type": self.prediction_type}
-        return common | training | {"resolution": self.resolution, "sources": {}}
+        return common | training | {"resolution": self.resolution, "sources": {}, "defaults": dict(self.defaults)}
 
 
 def _read(values: Any) -> UnreadFile:
     """Return an entry of the list. Raises ValueError, TypeError or KeyError for one that is none."""
-    found: dict[str, Any] = {**values, "trigger_words": tuple(values["trigger_words"])}
+    # Earlier versions wrote no defaults.
+    found: dict[str, Any] = {"defaults": {}, **values, "trigger_words": tuple(values["trigger_words"])}
     made = UnreadFile(**found)
     for one in fields(UnreadFile):
-        kind = {"int": int, "bool": bool, "str": str}.get(str(one.type), tuple)
+        kind = {"int": int, "bool": bool, "str": str, "ModelDefaults": dict}.get(str(one.type), tuple)
         if type(found[one.name]) is not kind:
             raise ValueError(f"{one.name} is {found[one.name]!r}")
     return made
@@ -172,8 +176,9 @@ class UnreadFiles:
             self._write(left)
         return found
 
-    def rename(self, found: UnreadFile, name: str) -> None:
-        self._write([replace(one, name=name) if one.path == found.path else one for one in self.all()])
+    def change(self, found: UnreadFile, **values: Any) -> None:
+        """Give an entry other values."""
+        self._write([replace(one, **values) if one.path == found.path else one for one in self.all()])
 
     def _write(self, files: Sequence[UnreadFile]) -> None:
         ordered = sorted(files, key=lambda one: (one.name.casefold(), one.path))

@@ -48,7 +48,7 @@ FEATURE_REQUESTS: Mapping[Feature, tuple[str, Callable[[Request], bool]]] = {
     Feature.NEGATIVE_PROMPT: ("negative", lambda r: bool(r.negative.strip())),
     Feature.GUIDANCE: ("cfg", lambda r: r.cfg is not None and r.cfg > 1),
     Feature.COMPEL: ("prompt_syntax", lambda r: r.prompt_syntax == "compel"),
-    Feature.CLIP_SKIP: ("clip_skip", lambda r: r.clip_skip > 0),
+    Feature.CLIP_SKIP: ("clip_skip", lambda r: r.skipped_layers > 0),
     Feature.TEXTUAL_INVERSION: ("embeddings", lambda r: bool(r.embeddings)),
     Feature.HIRES: ("hires_scale", lambda r: r.hires_scale > 1),
     Feature.SEAMLESS: ("seamless", lambda r: bool(r.seamless)),

@@ -105,7 +105,7 @@ class TextEncoderCall:
         components = [one for one in (self.component, self.vision, self.source) if one is not None]
         overlays = [one.overlay_digest if isinstance(one, OverlaidComponent) else "" for one in components]
         what = [self.family.name, self.role, *(one.digest for one in components), *overlays]
-        asked = [self.request.clip_skip, self.request.prompt_syntax]
+        asked = [self.request.skipped_layers, self.request.prompt_syntax]
         return hash_texts(json.dumps([what, asked, how, dict(run.versions)]), text.key)
 
     def inputs(self, texts: Sequence[PromptText]) -> TextInputs:

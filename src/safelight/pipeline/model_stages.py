@@ -244,8 +244,8 @@ class ModelStages:
         tokens = (this_pass.width // multiple) * (this_pass.height // multiple)
         return samplers.make(
             noise,
-            request.sampler,
-            request.schedule,
+            request.sampler_name,
+            request.schedule_name,
             model.prediction_type,
             model.zero_terminal_snr,
             request.seed,

@@ -123,7 +123,7 @@ def _warnings(pipeline: ImagePipeline, wrong: Mapping[str, object]) -> tuple[str
 
 def _packages(request: Request, contents: Contents, device: str) -> dict[str, str]:
     """Return the package and version of each extension that an image uses. The keys are "group: name"."""
-    used: list[tuple[Extensible[Any], str]] = [(DEVICES, device), (SAMPLERS, request.sampler)]
+    used: list[tuple[Extensible[Any], str]] = [(DEVICES, device), (SAMPLERS, request.sampler_name)]
     used += [(CHECKS, name) for name in CHECKS]
     used += [(PREPROCESSORS, control.preprocessor) for control in request.controls]
     kinds = {change.kind for lora in contents.loras for changes in lora.match.changes.values() for change in changes}

@@ -50,13 +50,15 @@ def check_together(request: Request) -> None:
 
 
 def _check_sampling(request: Request) -> None:
-    sampler = SAMPLERS[request.sampler]
-    if request.schedule not in sampler.schedules:
-        problem = f"the sampler {request.sampler} has {', '.join(sampler.schedules)}"
-        raise RequestError("schedule", request.schedule, problem)
+    sampler = SAMPLERS[request.sampler_name]
+    # Without a sampler, the model's own may have the schedule.
+    if request.sampler is not None and request.schedule_name not in sampler.schedules:
+        problem = f"the sampler {request.sampler_name} has {', '.join(sampler.schedules)}"
+        raise RequestError("schedule", request.schedule_name, problem)
     for name, steps in (("steps", request.steps or 0), ("hires_steps", request.hires_steps)):
         if steps > sampler.most_steps:
-            raise RequestError(name, steps, f"the sampler {request.sampler} has at most {sampler.most_steps} steps")
+            problem = f"the sampler {request.sampler_name} has at most {sampler.most_steps} steps"
+            raise RequestError(name, steps, problem)
     pixels = (request.width or 0) * (request.height or 0)
     if pixels > MOST_PIXELS:
         problem = f"with height {request.height} the image has {pixels} pixels; at most {MOST_PIXELS} are allowed"

@@ -201,21 +201,25 @@ def sampler_by_name(name: str) -> tuple[str, Schedule | None] | None:
     return None
 
 
-def parse_sampler_and_schedule(name: str, schedule: str) -> tuple[str, Schedule]:
+def parse_sampler_and_schedule(name: str | None, schedule: str | None) -> tuple[str | None, Schedule | None]:
     """Parse the names of a sampler and a schedule, Safelight's or AUTOMATIC1111's. Return (sampler, schedule).
 
-    The sampler's name may end with the schedule, as in ``DPM++ 2M Karras``.
+    The sampler's name may end with the schedule, as in ``DPM++ 2M Karras``. None stays None.
     Raises RequestError.
     """
+    asked: Any = None
+    if schedule is not None:
+        labels = {underscored(label): ours for ours, label in SCHEDULE_LABELS.items()}
+        asked = labels.get(underscored(schedule), underscored(schedule))
+    if name is None:
+        return None, asked
     found = sampler_by_name(name)
     if found is None:
         checks.one_of("sampler", name, SAMPLERS)
         raise AssertionError(name)
-    asked = next((ours for ours, label in SCHEDULE_LABELS.items() if underscored(label) == underscored(schedule)), None)
-    asked = asked or underscored(schedule)
-    if found[1] is not None and asked not in ("default", found[1]):
+    if found[1] is not None and asked not in (None, "default", found[1]):
         raise RequestError("schedule", schedule, f"the sampler's name says {found[1]}")
-    return found[0], found[1] or asked  # pyright: ignore[reportReturnType]
+    return found[0], found[1] or asked
 
 
 def underscored(value: str) -> str:

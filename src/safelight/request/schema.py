@@ -13,11 +13,11 @@ from safelight.request.run_settings import Precision
 from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule, describe_few_schedules
 from safelight.request.values import UPSCALERS, PromptSyntax, Seamless
 
-VERSION = 6
+VERSION = 7
 """The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
 or when a default changes."""
 
-USUAL_STEPS, USUAL_CFG = 20, 7.0
+USUAL_STEPS, USUAL_CFG, USUAL_SAMPLER = 20, 7.0, "euler"
 """The defaults of Stable Diffusion. Other families have their own (:class:`safelight.families.family.Defaults`)."""
 
 PROMPTS, SAMPLING, SIZE, START, VARIATION = "Prompts and models", "Sampling", "Size", "From an image", "Variations"
@@ -117,24 +117,27 @@ class Request:
         ),
     ] = None
     sampler: Annotated[
-        str,
+        str | None,
         FieldDeclaration(
-            help="The sampler; AUTOMATIC1111's names also work: DPM++ 2M Karras.",
+            help="The sampler; AUTOMATIC1111's names also work: DPM++ 2M Karras. By default the model's own, or euler.",
             group=SAMPLING,
             values=SAMPLERS,
             a1111="sampler_name",
             openai="sampler",
+            old_defaults={6: "euler"},
         ),
-    ] = "euler"
+    ] = None
     schedule: Annotated[
-        Schedule,
+        Schedule | None,
         FieldDeclaration(
-            help=f"How the noise levels are spread over the steps. {describe_few_schedules()}",
+            help=f"How the noise levels are spread over the steps. {describe_few_schedules()} By default the model's"
+            " own, if the sampler is too, or default.",
             group=SAMPLING,
             a1111="scheduler",
             openai="schedule",
+            old_defaults={6: "default"},
         ),
-    ] = "default"
+    ] = None
     count: Annotated[
         int,
         FieldDeclaration(
@@ -149,16 +152,18 @@ class Request:
         ),
     ] = 1
     clip_skip: Annotated[
-        int,
+        int | None,
         FieldDeclaration(
-            help="Last layers of the text encoder to skip, as diffusers counts them; AUTOMATIC1111 counts one more.",
+            help="Last layers of the text encoder to skip, as diffusers counts them; AUTOMATIC1111 counts one more. By"
+            " default the model's own, or 0.",
             label="CLIP skip",
             group=PROMPTS,
             minimum=0,
             maximum=11,
             a1111="clip_skip",
+            old_defaults={6: 0},
         ),
-    ] = 0
+    ] = None
     precision: Annotated[
         Precision,
         FieldDeclaration(
@@ -191,7 +196,8 @@ class Request:
     vae: Annotated[
         str,
         FieldDeclaration(
-            help="A VAE in place of the model's own: the name of a VAE or of a model.",
+            help="A VAE in place of the model's own: the name of a VAE or of a model. By default the one that the"
+            " model's defaults name.",
             group=PROMPTS,
             a1111="override_settings.sd_vae",
         ),
@@ -488,6 +494,21 @@ class Request:
     def guidance_scale(self) -> float:
         """The scale of classifier-free guidance. Before the model's default is known: :data:`USUAL_CFG`."""
         return USUAL_CFG if self.cfg is None else self.cfg
+
+    @property
+    def sampler_name(self) -> str:
+        """The sampler. Before the model's default is known: :data:`USUAL_SAMPLER`."""
+        return USUAL_SAMPLER if self.sampler is None else self.sampler
+
+    @property
+    def schedule_name(self) -> Schedule:
+        """The schedule. Before the model's default is known: ``default``."""
+        return "default" if self.schedule is None else self.schedule
+
+    @property
+    def skipped_layers(self) -> int:
+        """The text encoder's last layers that are skipped. Before the model's default is known: 0."""
+        return self.clip_skip or 0
 
     @property
     def first_pass_steps(self) -> int:

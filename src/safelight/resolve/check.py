@@ -62,13 +62,13 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
         problem = f"asks for {missing[1]}, which {model.name} ({model.base}) does not have"
         raise RequestError(missing[0], getattr(request, missing[0]), problem)
     kind = model.family.noise.kind
-    schedules = SAMPLERS[request.sampler].schedules_for(kind)
+    schedules = SAMPLERS[request.sampler_name].schedules_for(kind)
     if not schedules:
         able = ", ".join(n for n, one in SAMPLERS.usable() if one.schedules_for(kind))
-        raise RequestError("sampler", request.sampler, f"is not for {model.base}, which has: {able}")
-    if request.schedule not in schedules:
-        problem = f"for {model.base}, the sampler {request.sampler} has {', '.join(schedules)}"
-        raise RequestError("schedule", request.schedule, problem)
+        raise RequestError("sampler", request.sampler_name, f"is not for {model.base}, which has: {able}")
+    if request.schedule_name not in schedules:
+        problem = f"for {model.base}, the sampler {request.sampler_name} has {', '.join(schedules)}"
+        raise RequestError("schedule", request.schedule_name, problem)
     width, height = request.width or model.resolution, request.height or model.resolution
     multiple = model.family.latents.multiple
     for name, side in (("width", width), ("height", height)):
@@ -85,23 +85,24 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
     _check_references(request, model)
     _check_extras(request)
     _check_guidance_and_shift(request, model)
-    if model.zero_terminal_snr and not SAMPLERS[request.sampler].supports_zero_terminal_snr:
+    if model.zero_terminal_snr and not SAMPLERS[request.sampler_name].supports_zero_terminal_snr:
         able = ", ".join(name for name, sampler in SAMPLERS.usable() if sampler.supports_zero_terminal_snr)
         problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
-        raise RequestError("sampler", request.sampler, problem)
+        raise RequestError("sampler", request.sampler_name, problem)
     if Feature.PROMPT_WEIGHTS in model.family.features:
         check_texts(with_effective_strength(request, model), inversion_tokens)
     else:
         _refuse_syntax(request, model)
     layers = [c.config.encoder_layers for c in model.manifest.components if c.role in model.family.text_encoders]
-    if request.clip_skip and request.clip_skip >= min(layers):
-        raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {min(layers)} layers")
+    if request.skipped_layers and request.skipped_layers >= min(layers):
+        problem = f"{model.name}'s text encoder has only {min(layers)} layers"
+        raise RequestError("clip_skip", request.skipped_layers, problem)
 
 
 def _check_extras(request: Request) -> None:
     """Raise MissingExtraError if the sampler or a preprocessor needs an extra that is not installed."""
-    if extra := SAMPLERS[request.sampler].extra:
-        extras.require(extra, f"the sampler {request.sampler}")
+    if extra := SAMPLERS[request.sampler_name].extra:
+        extras.require(extra, f"the sampler {request.sampler_name}")
     for control in request.controls:
         require_preprocessor(control.preprocessor)
 
@@ -132,7 +133,7 @@ def check_refiner(request: Request, model: Model, refiner: Model) -> None:
     if missing is not None:
         raise refuse(f"does not have {missing[1]} ({missing[0]})")
     layers = [refiner.manifest.component(role).config.encoder_layers for role in refiner_family.text_encoders]
-    if request.clip_skip and request.clip_skip >= min(layers):
+    if request.skipped_layers and request.skipped_layers >= min(layers):
         raise refuse(f"has a text encoder of only {min(layers)} layers: clip_skip is too large")
 
 

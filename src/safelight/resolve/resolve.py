@@ -8,10 +8,12 @@ from typing import Any
 from safelight.catalog import paths
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.model import Model
+from safelight.errors import ModelNotFoundError, RequestError
 from safelight.request.adapters import Control
 from safelight.request.job import ComponentReference, Job, ModelReference
+from safelight.request.model_defaults import fill_in
 from safelight.request.prompts import loras, tags
-from safelight.request.schema import Request
+from safelight.request.schema import USUAL_SAMPLER, Request
 from safelight.resolve import inversions, parts
 from safelight.resolve.adapters import resolve_lora
 from safelight.resolve.check import check, check_refiner
@@ -50,14 +52,15 @@ def resolve(
         for lora in (*request.loras, *prompt_loras, *negative_loras)
     ]
     resolved_fields: dict[str, Any] = resolve_pictures(request, catalog.inputs, by_path, model)
-    replacements, named = _find_replacements(request, model, catalog, by_path)
+    replacements, named = _find_replacements(_with_default_vae(request, model, catalog), model, catalog, by_path)
     controls = tuple(_resolve_control(control, model, catalog, by_path) for control in request.controls)
     refiner = parts.find_refiner(request, catalog.library, by_path)
     if refiner is not None:
         named |= {"refiner": refiner.name, "refiner_digest": refiner.digest}
     resolved_fields |= named | {"controls": controls, "loras": tuple(one.lora for one in adapters)}
     for side in ("width", "height"):
-        resolved_fields[side] = resolved_fields.get(side) or getattr(request, side) or model.resolution
+        default = model.defaults.get(side) or model.resolution
+        resolved_fields[side] = resolved_fields.get(side) or getattr(request, side) or default
     resolved_fields |= {"model": model.name, "prompt": prompt, "negative": negative}
     request = with_defaults(replace(request, **resolved_fields), model)
     found = inversions.resolve_inversions(request, model, catalog.adapters, by_path)
@@ -84,10 +87,33 @@ def _resolve_control(control: Control, model: Model, catalog: Catalog, by_path: 
 
 
 def with_defaults(request: Request, model: Model) -> Request:
-    """Return the request with the model's own number of steps and guidance scales where it names none."""
-    defaults = model.family.defaults_of(model.variant)
-    own = {"steps": defaults.steps, "cfg": defaults.cfg, "guidance": defaults.guidance}
-    return replace(request, **{name: value for name, value in own.items() if getattr(request, name) is None})
+    """Return the request with the model's defaults for the fields of sampling that it does not name.
+
+    Those that the user set come first, then those of the family.
+    """
+    own = {name: value for name, value in model.defaults.items() if name not in ("width", "height", "vae")}
+    request = replace(request, **fill_in(request, own))
+    family = model.family.defaults_of(model.variant)
+    rest = {"steps": family.steps, "cfg": family.cfg, "guidance": family.guidance}
+    rest |= {"sampler": USUAL_SAMPLER, "schedule": "default", "clip_skip": 0}
+    return replace(request, **{name: value for name, value in rest.items() if getattr(request, name) is None})
+
+
+def _with_default_vae(request: Request, model: Model, catalog: Catalog) -> Request:
+    """Return the request with the VAE that the model's defaults name, if it names none.
+
+    Raises RequestError if there is no such VAE any more.
+    """
+    vae = "" if request.vae else str(model.defaults.get("vae", ""))
+    if not vae:
+        return request
+    request = replace(request, vae=vae)
+    try:
+        parts.find_vae(request, model, catalog, by_path=False)
+    except ModelNotFoundError as error:
+        todo = f"add it, or run `safelight models defaults {model.name} vae=`"
+        raise RequestError("vae", vae, f"is the default of {model.name} and not in the library; {todo}") from error
+    return request
 
 
 def model_reference(model: Model) -> ModelReference:

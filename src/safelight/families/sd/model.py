@@ -141,7 +141,7 @@ class StableDiffusion(FamilyModel):
 
         def run_encoder(ids: torch.Tensor, mask: torch.Tensor | None = None) -> EncoderOutput:
             out = encoder(ids, attention_mask=mask, output_hidden_states=True)
-            return self.choose_layer(role, module, out, request.clip_skip)
+            return self.choose_layer(role, module, out, request.skipped_layers)
 
         if request.prompt_syntax == "compel":
             dtype = next(module.parameters()).dtype

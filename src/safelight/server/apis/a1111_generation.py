@@ -18,7 +18,7 @@ from safelight.pictures.chunks import parameters, schedule_label
 from safelight.queue.database import StoredImage
 from safelight.queue.job import QueuedJob
 from safelight.request.field import fields_of
-from safelight.request.samplers import a1111_name
+from safelight.request.samplers import Schedule, a1111_name
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
 from safelight.server.apis.a1111_fields import ImageToImage, TextToImage, refuse_unknown, sampler_of
@@ -69,13 +69,14 @@ class GenerationRoutes:
         refuse_unknown(asked)
         override = asked.override_settings or {}
         model = self._model(override, client)
-        sampler, schedule = sampler_of(asked.sampler_name or asked.sampler_index or "Euler", asked.scheduler)
+        sampler, schedule = _sampling(asked, model)
         count = asked.batch_size * asked.n_iter
         seed = asked.seed if asked.seed is not None and asked.seed >= 0 else intake.some_seed(count)
         strength = asked.subseed_strength or 0.0
         subseed = asked.subseed if asked.subseed is not None and asked.subseed >= 0 else intake.some_seed(count)
         vae = override.get("sd_vae") or self._clients.option(client, "sd_vae") or OWN_VAE[0]
         skip = _layers(asked, override) or self._clients.option(client, "CLIP_stop_at_last_layers") or 1
+        default_skip = skip == 1 and not _layers(asked, override) and "clip_skip" in model.defaults
         if not model.family.clip_skip_in_a1111:
             # A1111 ignores this option for some families, such as SDXL.
             skip = 1
@@ -85,16 +86,16 @@ class GenerationRoutes:
             model=model.name,
             negative=asked.negative_prompt or "",
             seed=seed,
-            steps=asked.steps if asked.steps is not None else 50,
-            width=asked.width or 512,
-            height=asked.height or 512,
-            cfg=asked.cfg_scale if asked.cfg_scale is not None else 7.0,
+            steps=_given(asked, "steps", model, "steps"),
+            width=_given(asked, "width", model, "width"),
+            height=_given(asked, "height", model, "height"),
+            cfg=_given(asked, "cfg_scale", model, "cfg"),
             # Forge's clients send it for every model.
             guidance=asked.distilled_cfg_scale if model.has_distilled_guidance else None,
             sampler=sampler,
             schedule=schedule,
             count=count,
-            clip_skip=skip - 1,
+            clip_skip=None if default_skip else skip - 1,
             vae="" if vae in OWN_VAE else str(vae),
             variation_seed=subseed if strength else 0,
             variation_strength=strength,
@@ -120,6 +121,26 @@ class GenerationRoutes:
             message = f"the model {model.name} has the hash {model.digest[:10]}, not {mark}"
             raise RefusedError(409, "which_model", message, "sd_checkpoint_hash")
         return model
+
+
+def _given(asked: TextToImage, name: str, model: Model, field: str) -> Any:
+    """Return the value of A1111's field ``name``, or A1111's default for it.
+
+    None if the client does not send it and the model has a default for ``field``.
+    """
+    if name not in asked.model_fields_set and field in model.defaults:
+        return None
+    value = getattr(asked, name)
+    unset = value is None or (name in ("width", "height") and not value)
+    return TextToImage.model_fields[name].default if unset else value
+
+
+def _sampling(asked: TextToImage, model: Model) -> tuple[str | None, Schedule | None]:
+    """Return sampler and schedule. Both are None if the client names none and the model has a default."""
+    name = asked.sampler_name or asked.sampler_index
+    if not name and not asked.scheduler and "sampler" in model.defaults:
+        return None, None
+    return sampler_of(name or "Euler", asked.scheduler)
 
 
 def _layers(asked: TextToImage, override: dict[str, Any]) -> int | None:
@@ -165,15 +186,15 @@ def _info(jobs: list[QueuedJob], job: QueuedJob, images: list[StoredImage], batc
         "subseed_strength": request.variation_strength,
         "width": request.width,
         "height": request.height,
-        "sampler_name": a1111_name(request.sampler),
+        "sampler_name": a1111_name(request.sampler_name),
         "cfg_scale": request.cfg,
         "steps": request.steps,
         "batch_size": batch_size,
         "sd_model_name": request.model,
         "sd_model_hash": job.model_digest[:10],
-        "clip_skip": request.clip_skip + 1,
+        "clip_skip": request.skipped_layers + 1,
         "infotexts": texts,
-        "extra_generation_params": {"Schedule type": schedule_label(request.sampler, request.schedule)},
+        "extra_generation_params": {"Schedule type": schedule_label(request.sampler_name, request.schedule_name)},
         "index_of_first_image": 0,
         "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.created)),
         "is_using_inpainting_conditioning": False,

@@ -144,6 +144,7 @@ class ModelModel(BaseModel):
 
     ``digest``: empty for a file that was imported and has not been read yet.
     ``bytes``: the size of its weights.
+    ``defaults``: what a request gets for fields that it does not name, in place of the family's defaults.
     """
 
     name: str
@@ -159,6 +160,24 @@ class ModelModel(BaseModel):
     resolution: int
     bytes: int
     pinned: bool
+    defaults: dict[str, Any] = {}
+
+
+class DefaultsModel(BaseModel):
+    """All defaults of a model. A field that is left out has no default, so that of the model's family counts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    cfg: float | None = None
+    guidance: float | None = None
+    shift: float | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    clip_skip: int | None = None
+    vae: str | None = None
 
 
 class Adding(BaseModel):

@@ -12,7 +12,7 @@ from safelight.assembly.services import Services
 from safelight.catalog.cards import find_card
 from safelight.errors import IntegrityError
 from safelight.server import bridge
-from safelight.server.apis.native_fields import AdapterModel, Adding, ModelModel, Verified
+from safelight.server.apis.native_fields import AdapterModel, Adding, DefaultsModel, ModelModel, Verified
 from safelight.server.problems import RefusedError, documented
 
 
@@ -28,6 +28,7 @@ class ModelRoutes:
         api.get("/models", tags=["models"])(self.models)
         api.post("/models", tags=["models"], status_code=201, responses=documented())(self.add)
         api.get("/models/{name}", tags=["models"], responses=documented(404))(self.one_model)
+        api.put("/models/{name}/defaults", tags=["models"], responses=documented(404))(self.set_defaults)
         api.post("/models/{name}/verify", tags=["models"], responses=documented(404, 409))(self.verify)
 
     def adapters(self) -> list[AdapterModel]:
@@ -51,6 +52,12 @@ class ModelRoutes:
         """Return what is known about a model."""
         card = find_card(self._library.cards(), self._library.root, name)
         return self._describe(card.name, card.summary)
+
+    def set_defaults(self, name: str, defaults: DefaultsModel) -> ModelModel:
+        """Replace what requests get that do not say otherwise. The page, the commands and all APIs use it."""
+        card = find_card(self._library.cards(), self._library.root, name)
+        self._library.set_defaults(card.name, defaults.model_dump(exclude_none=True))
+        return self.one_model(card.name)
 
     async def verify(self, name: str) -> Verified:
         """Read all bytes of the model's files again, and compare them with the manifest."""

@@ -361,7 +361,7 @@ class Edit:
 def _queue(control: Services, asked: ImageGeneration, edit: Edit | None) -> list[QueuedJob]:
     asked.refuse_unknown()
     model = control.library.get(asked.model) if asked.model else intake.default_model(control)
-    width, height = (None, None) if edit and asked.size in (None, "auto") else _size(asked.size, model)
+    width, height = _size(asked.size)
     count = asked.n or 1
     values = {name: asked.asked(name) for name in ("steps", "cfg", "negative", "sampler", "schedule", "strength")}
     more = {} if edit is None else edit.fields(model, values["strength"] is not None)
@@ -406,15 +406,15 @@ def _number(name: str, value: Any) -> float:
 
 def _sampler(sampler: Any, schedule: Any) -> dict[str, Any]:
     """Read sampler and schedule, by Safelight's or A1111's names. Raises RequestError when one is unknown."""
-    found = parse_sampler_and_schedule(
-        "euler" if sampler is None else str(sampler), "default" if schedule is None else str(schedule)
-    )
+    texts = (None if value is None else str(value) for value in (sampler, schedule))
+    found = parse_sampler_and_schedule(*texts)
     return {"sampler": found[0], "schedule": found[1]}
 
 
-def _size(size: str | None, model: Model) -> tuple[int, int]:
+def _size(size: str | None) -> tuple[int, int] | tuple[None, None]:
+    """Return width and height; None for the model's own, or those of the picture that is edited."""
     if size is None or size == "auto":
-        return model.resolution, model.resolution
+        return None, None
     found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", size)
     if found is None:
         raise RequestError("size", size, "must be WIDTHxHEIGHT in pixels, such as 512x512, or auto")

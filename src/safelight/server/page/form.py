@@ -43,9 +43,7 @@ class Form:
                 names, multiple=True, label="Models", value=[first] if first in names else names[:1]
             ).props("outlined use-chips options-dense")
             with ui.element("div").classes("sl-pair"):
-                self._steps = ui.number(LABELS["steps"], min=1, precision=0, placeholder="the model's own").props(
-                    "outlined dense"
-                )
+                self._steps = ui.number(LABELS["steps"], min=1, precision=0, placeholder=OWN).props("outlined dense")
                 self._seed = ui.number(LABELS["seed"], min=0, precision=0, placeholder="any").props("outlined dense")
             self._more_fields()
             self.further = Further(control)
@@ -75,27 +73,24 @@ class Form:
                 self._width = _side(LABELS["width"])
                 self._height = _side(LABELS["height"])
             with ui.element("div").classes("sl-pair"):
-                self._cfg = ui.number(LABELS["cfg"], min=0, max=100, step=0.5, placeholder="the model's own").props(
+                self._cfg = ui.number(LABELS["cfg"], min=0, max=100, step=0.5, placeholder=OWN).props("outlined dense")
+                self._guidance = ui.number(LABELS["guidance"], min=0, max=100, step=0.5, placeholder=OWN).props(
                     "outlined dense"
                 )
-                self._guidance = ui.number(
-                    LABELS["guidance"], min=0, max=100, step=0.5, placeholder="the model's own"
-                ).props("outlined dense")
             with ui.element("div").classes("sl-pair"):
-                self._shift = ui.number(LABELS["shift"], min=0, max=100, step=0.5, placeholder="the model's own").props(
+                self._shift = ui.number(LABELS["shift"], min=0, max=100, step=0.5, placeholder=OWN).props(
                     "outlined dense"
                 )
                 self._first_block_cache = ui.number(
                     LABELS["first_block_cache"], value=0, min=0, max=1, step=0.05
                 ).props("outlined dense")
             self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
-            samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.usable()}
-            self._sampler = ui.select(samplers, label=LABELS["sampler"], value="euler").props("outlined dense")
-            self._schedule = ui.select(list(SCHEDULES), label=LABELS["schedule"], value="default").props(
-                "outlined dense"
-            )
+            samplers = {"": OWN} | {name: sampler.a1111 for name, sampler in SAMPLERS.usable()}
+            self._sampler = ui.select(samplers, label=LABELS["sampler"], value="").props("outlined dense")
+            schedules = {"": OWN} | {name: name for name in SCHEDULES}
+            self._schedule = ui.select(schedules, label=LABELS["schedule"], value="").props("outlined dense")
             with ui.element("div").classes("sl-pair"):
-                self._clip_skip = ui.number(LABELS["clip_skip"], value=0, min=0, max=11, precision=0).props(
+                self._clip_skip = ui.number(LABELS["clip_skip"], min=0, max=11, precision=0, placeholder=OWN).props(
                     "outlined dense"
                 )
                 self._precision = ui.select(list(PRECISIONS), label=LABELS["precision"], value="auto").props(
@@ -131,10 +126,10 @@ class Form:
                 guidance=self._guidance.value,
                 shift=self._shift.value,
                 first_block_cache=self._first_block_cache.value or 0.0,
-                sampler=self._sampler.value,
-                schedule=self._schedule.value,
+                sampler=self._sampler.value or None,
+                schedule=self._schedule.value or None,
                 count=count,
-                clip_skip=_whole(self._clip_skip.value) or 0,
+                clip_skip=_whole(self._clip_skip.value),
                 precision=self._precision.value,
                 **further,
             )
@@ -204,6 +199,10 @@ class Form:
         self._models.set_value([request["model"]] if exists else [])
         if not exists:
             ui.notify(f"The library no longer has the model {request['model']}: choose another one.", type="warning")
+
+
+OWN = "the model's own"
+"""What a field without a value shows."""
 
 
 def _whole(value: float | None) -> int | None:
