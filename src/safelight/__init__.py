@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safelight.errors import (
     AbsentTensorError,
@@ -72,11 +72,14 @@ def open_engine(root: Path | str | None = None, **settings: Any) -> LocalEngine:
     return wired(load_settings(Path(root) if root is not None else None, **settings), own_process=False)
 
 
-def save(image: Image, folder: Path | str) -> Path:
-    """Write an image as a PNG file with its metadata into ``folder``, whole or not at all; returns the path.
+def save(
+    image: Image, folder: Path | str, image_format: Literal["png", "jpeg", "webp"] = "png", quality: int = 100
+) -> Path:
+    """Write an image with its metadata as a new file in ``folder``, completely or not at all. Returns the path.
 
-    An earlier file of that name is kept: the new one gets a number.
+    ``quality``: 1 to 100, for JPEG and WebP. A WebP file of quality 100 is lossless.
+    If a file has the name already, the new one gets a number.
     """
     from safelight.queue import image_files as images
 
-    return images.save(image, Path(folder))
+    return images.save(image, Path(folder), images.FileForm(image_format, quality))

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from safelight.extensions import extensions
+from safelight.file_patterns import DEFAULT, check_pattern
 from safelight.request.run_settings import AttentionType, Precision, SliceSize
 
 PREFIX = "SAFELIGHT_"
@@ -293,6 +294,24 @@ class Settings(BaseSettings):
         default=None,
         ge=0,
         le=2**32 - 1,
+    )
+    image_format: Literal["png", "jpeg", "webp"] = _declare(
+        "The commands save images in this format. JPEG, and WebP with a quality below 100, lack the exact pixels.",
+        SettingDetails(group="Output"),
+        default="png",
+    )
+    image_quality: int = _declare(
+        "The quality of JPEG and WebP files. A WebP file of quality 100 is lossless.",
+        SettingDetails(group="Output"),
+        default=95,
+        ge=1,
+        le=100,
+    )
+    image_names: Annotated[str, AfterValidator(check_pattern)] = _declare(
+        "The names of saved images. Fields: {date}, {time}, {model}, {seed}, {prompt}, {width}, {height}, {steps}, "
+        "{sampler}; `/` makes folders: {date}/{model}-{seed}-{prompt}.",
+        SettingDetails(group="Output"),
+        default=DEFAULT,
     )
     host: str = _declare(
         "The server listens on this address. Any address that other machines can reach needs an api_key.",

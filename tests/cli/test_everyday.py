@@ -223,3 +223,16 @@ def test_a_picture_says_how_it_was_made(run, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     assert run("png-info", tmp_path / "text.png").code == 2
     assert run("remake", row["path"], "--out", tmp_path / "x.png").code == 2
+
+
+def test_formats_and_names_of_files(run, tmp_path: Path) -> None:
+    ask = ("generate", "red apple", "-m", "starter-noto", "--steps", "1", "--seed", "3", "--out", tmp_path / "out")
+    [row] = run(*ask, "--image-format", "jpeg", "--image-names", "{seed}/{prompt}", "--json").rows
+    path = Path(row["path"])
+    assert path == tmp_path / "out/3/red-apple.jpg"
+    done = run("remake", path, "--out", tmp_path / "again")
+    assert (done.code, "the same, pixel for pixel" in done.out) == (0, True)
+    assert "red apple" in run("show", path).out
+    refused = run(*ask, "--image-names", "{sead}")
+    assert (refused.code, "image_names" in refused.err, "{sead}" in refused.err) == (2, True, True)
+    assert run(*ask, "--image-format", "gif").code == 2

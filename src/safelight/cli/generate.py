@@ -22,6 +22,7 @@ from safelight.request.schema import Request
 from safelight.request.steps import computed_steps
 
 if TYPE_CHECKING:
+    from safelight.queue.image_files import FileForm
     from safelight.request.run_settings import RunSettings
     from safelight.settings import Settings
     from safelight.workers.engine import Engine
@@ -111,13 +112,20 @@ def generate(
             "--prove", help="Make each image twice, isolated and not, and compare them. Exit code 1 if any differs."
         ),
     ] = False,
+    image_format: Annotated[
+        str | None, typer.Option(help="png, jpeg or webp; by default the setting image_format.", show_default=False)
+    ] = None,
+    image_names: Annotated[
+        str | None,
+        typer.Option(help="Pattern of the files' names, such as {date}/{model}-{seed}.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
     """Make images with one or several models, one after another, in one process."""
     _refuse_without_effect(context)
     values.folder(out)
-    settings = loaded(context, root).settings
+    settings = loaded(context, root, image_format=image_format, image_names=image_names).settings
     if server == AUTO:
         server, api_key = _running_server(settings, api_key)
     models: list[str] = given["model"] or [values.default_model(settings.default_model, server)]
@@ -135,7 +143,8 @@ def generate(
     sheet = Sheet(given["prompt"])
     isolated = _digests(_engine(context, root, server, api_key, isolate=True), requests) if prove else None
     digests: list[str] = []
-    for image in make(_engine(context, root, server, api_key, isolate), requests, out, as_json, settings.max_pixels):
+    engine, form = _engine(context, root, server, api_key, isolate), values.file_form(settings)
+    for image in make(engine, requests, out, as_json, settings.max_pixels, form):
         digests.append(image.pixels_sha256)
         if len(models) > 1:
             sheet.add(image)
@@ -175,10 +184,18 @@ def _compare(isolated: list[str], warm: list[str], as_json: bool) -> None:
 
 
 def make(
-    engine: Engine, requests: list[Request], out: Path, as_json: bool, most_pixels: int = MOST_PIXELS
+    engine: Engine,
+    requests: list[Request],
+    out: Path,
+    as_json: bool,
+    most_pixels: int = MOST_PIXELS,
+    form: FileForm | None = None,
 ) -> Iterator[Image]:
-    """Make, save and report the images of all requests. Check every request before the first image begins."""
-    from safelight.queue.image_files import save
+    """Make, save and report the images of all requests. Check every request before the first image begins.
+
+    ``form``: how the files are written; None for PNG.
+    """
+    from safelight.queue.image_files import FileForm, save
 
     work, notes = _resolve(engine, requests, most_pixels)
     for note in notes:
@@ -199,7 +216,7 @@ def make(
                     say(f"safelight: {estimate}", err=True)
 
             for image in _start(engine, one, report):
-                saved = replace(image, path=save(image, out))
+                saved = replace(image, path=save(image, out, form or FileForm()))
                 if as_json:
                     say_json(_reported(saved))
                 for warning in saved.warnings:

@@ -39,11 +39,13 @@ def remake(
         values.folder(out)
     metadata, held = chunks.read(path)
     recorded = metadata["run"]
-    engine = open_engine(as_recorded(loaded(context, root).settings, recorded))
+    settings = loaded(context, root).settings
+    engine = open_engine(as_recorded(settings, recorded))
     image = next(engine.generate(request_of(path, metadata, model or _model_of(engine, metadata))))
     same = image.pixels_sha256 == metadata["pixels_sha256"]
-    untouched = held == metadata["pixels_sha256"]
-    saved = save(image, out) if out is not None else None
+    # A lossy file never has the exact pixels, so its metadata alone tells whether the image is the same.
+    untouched = held == metadata["pixels_sha256"] or "encoding" in metadata
+    saved = save(image, out, values.file_form(settings)) if out is not None else None
     other = _differences(metadata, image)
     other |= {f"numerics.{name}": change for name, change in _numerics(metadata, image).items()}
     if as_json:

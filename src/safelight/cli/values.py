@@ -6,12 +6,16 @@ import base64
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safelight.errors import InputError, RequestError
 from safelight.request.adapters import Control, Lora
 from safelight.request.bounds import MOST_SEED
 from safelight.request.prompts.loras import parse_lora
+
+if TYPE_CHECKING:
+    from safelight.queue.image_files import FileForm
+    from safelight.settings import Settings
 
 SEED_HELP = (
     f"The seed of the first image, 0 to {MOST_SEED}; each further image adds 1. random or -1: choose one and print it."
@@ -47,9 +51,16 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 def folder(out: Path) -> None:
     """Check the folder for images. Raises InputError if it is a file, or has the name of an image file."""
     if out.suffix.lower() in PICTURES and not out.is_dir():
-        raise InputError(f"--out {out}: must be a folder, not a file; each image in it is named MODEL-SEED.png")
+        raise InputError(f"--out {out}: must be a folder, not a file; --image-names names the files in it")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, not a folder")
+
+
+def file_form(settings: Settings) -> FileForm:
+    """Return how the commands write images."""
+    from safelight.queue.image_files import FileForm
+
+    return FileForm(settings.image_format, settings.image_quality, settings.image_names)
 
 
 def picture(field: str, path: Path | None, server: str | None) -> str:

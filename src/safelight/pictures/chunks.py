@@ -1,23 +1,24 @@
-"""The metadata in a PNG file: the chunk ``parameters`` as AUTOMATIC1111 writes it, and ``safelight`` as JSON."""
+"""The metadata in a picture file: a text as AUTOMATIC1111 writes it, and Safelight's own as JSON.
+
+:mod:`safelight.pictures.file_format` says where a file of each format has them.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from PIL import Image as PILImage
-from PIL import PngImagePlugin
 
 from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.files.disk import open_regular
+from safelight.pictures import xmp
 from safelight.request.adapters import Lora
 from safelight.request.field import fields_of
 from safelight.request.prompts.loras import lora_to_tag, taggable
-from safelight.request.results import Image
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, a1111_name
 from safelight.request.schema import VERSION, Request
 from safelight.request.values import UPSCALERS
@@ -122,18 +123,8 @@ CONTROL_LABELS = {
 }
 
 
-def png(image: Image) -> bytes:
-    """Encode the image as a PNG file with both chunks."""
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt("parameters", parameters(image.metadata))
-    info.add_itxt("safelight", json.dumps(image.metadata, ensure_ascii=False))
-    out = io.BytesIO()
-    PILImage.frombytes("RGB", (image.width, image.height), image.pixels).save(out, "PNG", pnginfo=info)
-    return out.getvalue()
-
-
 def read(path: Path) -> tuple[Mapping[str, Any], str]:
-    """Read a PNG file. Returns its ``safelight`` metadata, and the SHA-256 of the pixels that it contains now.
+    """Read a picture file. Returns its ``safelight`` metadata, and the SHA-256 of the pixels that it contains now.
 
     Raises:
         CorruptFileError: Safelight did not make the image, or its metadata is damaged.
@@ -142,7 +133,7 @@ def read(path: Path) -> tuple[Mapping[str, Any], str]:
     descriptor, _ = open_regular(path)
     try:
         with open(descriptor, "rb") as file, PILImage.open(file) as image:
-            text = image.info.get("safelight")
+            text = image.info.get("safelight") or xmp.find(image.info.get("xmp"))
             pixels = hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
     except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
         raise CorruptFileError(path, f"is not a readable image ({error})") from error

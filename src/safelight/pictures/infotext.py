@@ -16,6 +16,8 @@ from typing import Any
 
 from PIL import Image as PILImage
 
+from safelight.pictures import xmp
+
 _EXIF, _USER_COMMENT = 0x8769, 0x9286
 
 NOT_TEXT = frozenset(
@@ -43,6 +45,9 @@ def read(image: PILImage.Image) -> tuple[str, dict[str, Any]]:
     image.load()
     items = {str(key): value for key, value in image.info.items() if str(key) not in NOT_TEXT}
     text = _plain(items.pop("parameters", ""))
+    own = xmp.find(items.pop("xmp", None))
+    if own is not None:
+        items["safelight"] = own
     comment = _user_comment(image)
     if comment:
         items["exif comment"] = text = comment

@@ -7,22 +7,34 @@ import contextlib
 import io
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image as PILImage
 
+from safelight.file_patterns import DEFAULT
 from safelight.files.disk import write_new, write_whole
-from safelight.names import readable
-from safelight.pictures import chunks
+from safelight.pictures.file_format import ENDINGS, LOSSLESS, ImageFormat, encode
+from safelight.pictures.file_names import file_stem
 from safelight.request.results import Image, Preview
 
 
-def save(image: Image, folder: Path) -> Path:
-    """Write the image to ``folder`` as ``MODEL-SEED.png`` (or ``MODEL-SEED-2.png``, …), and return the path.
+@dataclass(frozen=True, slots=True)
+class FileForm:
+    """How images are written: the format, the quality of JPEG and WebP (1 to 100), and the pattern of the names."""
 
-    Raises UnreadableFileError when the folder cannot be written.
+    format: ImageFormat = "png"
+    quality: int = LOSSLESS
+    names: str = DEFAULT
+
+
+def save(image: Image, folder: Path, form: FileForm = FileForm()) -> Path:
+    """Write the image to ``folder``, and return the path. Never replaces a file: a number is added to the name.
+
+    Raises UnreadableFileError when the folder cannot be written, RequestError if the format cannot hold the metadata.
     """
-    return write_new(folder, f"{readable(image.model)}-{image.seed}", ".png", chunks.png(image))
+    place = folder / file_stem(image, form.names)
+    return write_new(place.parent, place.name, ENDINGS[form.format], encode(image, form.format, form.quality))
 
 
 def preview_png(preview: Preview) -> bytes:
@@ -55,7 +67,7 @@ class Gallery:
         """
         name = f"{image_id}.png"
         write_whole(self._thumbnails / f"{image_id}.webp", _thumbnail(image))
-        write_whole(self._images / name, chunks.png(image))
+        write_whole(self._images / name, encode(image))
         return name
 
     def path(self, name: str) -> Path:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from PIL import Image as PILImage
 from starlette.responses import FileResponse, Response
 
 from safelight.assembly.services import Services
+from safelight.pictures.file_format import ENDINGS, LOSSLESS, ImageFormat, encode_picture
 from safelight.queue.database import StoredImage
 from safelight.queue.descriptions import image_to_dict
 from safelight.server import bridge
@@ -18,7 +20,9 @@ from safelight.server.problems import RefusedError, documented, found
 IMMUTABLE = "private, max-age=31536000, immutable"
 """The header ``Cache-Control`` of an image's files, which never change."""
 
-PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "the file"}}
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {f"image/{form}": {} for form in ENDINGS}, "description": "the file"}
+}
 WEBP: dict[int | str, dict[str, Any]] = {200: {"content": {"image/webp": {}}, "description": "the thumbnail"}}
 
 
@@ -35,8 +39,8 @@ class ImageRoutes:
         api.get("/images/{image_id}", tags=["images"], responses=documented(404))(self.one_image)
         api.post("/images/{image_id}/check", tags=["images"], responses=documented(404, 409, 503))(self.check)
         api.delete("/images/{image_id}", tags=["images"], status_code=204, responses=documented(404))(self.forget)
-        png, webp = {**PNG, **documented(404)}, {**WEBP, **documented(404)}
-        api.get("/images/{image_id}/file", tags=["images"], response_class=FileResponse, responses=png)(self.file)
+        file, webp = {**FILE, **documented(404)}, {**WEBP, **documented(404)}
+        api.get("/images/{image_id}/file", tags=["images"], response_class=FileResponse, responses=file)(self.file)
         api.get("/images/{image_id}/thumbnail", tags=["images"], response_class=FileResponse, responses=webp)(
             self.thumbnail
         )
@@ -71,9 +75,21 @@ class ImageRoutes:
             raise RefusedError(404, "not_found", f"there is no image {image_id}")
         return Response(status_code=204)
 
-    def file(self, image_id: ImageId) -> FileResponse:
-        """Return the PNG file, which contains the metadata."""
-        return _send(self._control.gallery.path(self._find(image_id).file), "image/png", image_id)
+    def file(
+        self,
+        image_id: ImageId,
+        image_format: Annotated[ImageFormat, Query(alias="format", description="of the file")] = "png",
+        quality: Annotated[int, Query(ge=1, le=100, description="of JPEG and WebP; 100: WebP is lossless")] = LOSSLESS,
+    ) -> Response:
+        """Return the file, which contains the metadata, as PNG, JPEG or WebP."""
+        image = self._find(image_id)
+        path = self._control.gallery.path(image.file)
+        if image_format == "png":
+            return _send(path, "image/png", image_id)
+        _require(path, image_id)
+        with PILImage.open(path) as opened:
+            file = encode_picture(opened.convert("RGB"), image.metadata, image_format, quality)
+        return Response(file, media_type=f"image/{image_format}", headers={"Cache-Control": IMMUTABLE})
 
     def thumbnail(self, image_id: ImageId) -> FileResponse:
         """Return a small WebP picture of the image."""
@@ -87,7 +103,11 @@ def _image(image: StoredImage) -> ImageModel:
     return ImageModel(**image_to_dict(image))
 
 
-def _send(path: Path, media_type: str, image_id: str) -> FileResponse:
+def _require(path: Path, image_id: str) -> None:
     if not path.exists():
         raise RefusedError(404, "not_found", f"the file of image {image_id} is gone")
+
+
+def _send(path: Path, media_type: str, image_id: str) -> FileResponse:
+    _require(path, image_id)
     return FileResponse(path, media_type=media_type, headers={"Cache-Control": IMMUTABLE})

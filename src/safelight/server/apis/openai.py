@@ -25,8 +25,7 @@ from safelight.catalog.inputs import decode_image
 from safelight.catalog.model import Model
 from safelight.errors import RequestError
 from safelight.families.features import Feature
-from safelight.pictures import infotext
-from safelight.pictures.chunks import parameters
+from safelight.pictures.file_format import LOSSLESS, ImageFormat, encode_picture
 from safelight.queue.database import StoredImage
 from safelight.queue.job import QueuedJob
 from safelight.request.bounds import MOST_REFERENCES
@@ -426,14 +425,14 @@ def _answer(control: Services, jobs: list[QueuedJob], asked: ImageGeneration, ba
     if job.state != "done":
         raise of_job(job)
     form = asked.output_format or "png"
-    if form != "png" and asked.response_format == "url":
-        raise RequestError("output_format", form, "needs response_format b64_json; files at URLs are always PNG")
+    quality = LOSSLESS if asked.output_compression is None else max(1, asked.output_compression)
+    query = "" if form == "png" else f"?format={form}&quality={quality}"
     data: list[Datum] = []
     for image in (image for each in jobs for image in control.database.images(1000, job=each.id)):
         if asked.as_base64:
             data.append(Datum(b64_json=_in_base64(control, asked, image)))
         else:
-            data.append(Datum(url=f"{base}/api/v1/images/{image.id}/file"))
+            data.append(Datum(url=f"{base}/api/v1/images/{image.id}/file{query}"))
     return Images(created=int(time.time()), data=data, model=job.request.model, model_digest=job.model_digest)
 
 
@@ -445,10 +444,8 @@ def _in_base64(control: Services, asked: ImageGeneration, image: StoredImage) ->
     return base64.b64encode(file).decode()
 
 
-def _convert(png: bytes, form: str, compression: int | None, metadata: Mapping[str, Any]) -> bytes:
-    """Convert a PNG file to JPEG or WebP, with A1111's text of the metadata."""
-    file = io.BytesIO()
+def _convert(png: bytes, form: ImageFormat, compression: int | None, metadata: Mapping[str, Any]) -> bytes:
+    """Convert a PNG file to JPEG or WebP, with the metadata. ``compression``: 0 to 100, the quality."""
     with PILImage.open(io.BytesIO(png)) as image:
-        quality = 100 if compression is None else compression
-        image.convert("RGB").save(file, form.upper(), quality=quality, exif=infotext.exif_of(parameters(metadata)))
-    return file.getvalue()
+        quality = LOSSLESS if compression is None else max(1, compression)
+        return encode_picture(image.convert("RGB"), metadata, form, quality)
