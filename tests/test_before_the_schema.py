@@ -34,7 +34,10 @@ FIRST = safelight.Request(
     variation_seed=9,
     variation_strength=0.2,
     cfg=7.0,
+    sampler="euler",
+    schedule="default",
     count=2,
+    clip_skip=0,
 )
 
 

@@ -91,7 +91,7 @@ def test_two_packages_with_one_name_are_both_named(install: Install, tmp_path: P
         safelight.Request("x", "m", sampler="clipped")
     assert "clipped-sampler 1.0" in str(error.value)
     assert "other 1.0" in str(error.value)
-    assert safelight.Request("x", "m").sampler == "euler"
+    assert safelight.Request("x", "m").sampler_name == "euler"
 
 
 def test_a_sampler_draws_and_is_in_the_metadata(install: Install, engine: safelight.Engine, ask: Ask) -> None:

@@ -16,6 +16,7 @@ from support.other_programs import PROGRAMS, WORDS
 import safelight
 from safelight.catalog import importing, library
 from safelight.catalog.catalog import Catalog
+from safelight.catalog.defaults import set_defaults
 from safelight.catalog.importing import ImportedFile, import_files
 from safelight.catalog.other_programs import read
 from safelight.errors import CorruptFileError, InputError, ModelNotFoundError, RequestError
@@ -128,7 +129,7 @@ def test_defaults_of_another_program(tiny: Path, root: Path, tmp_path: Path) -> 
     catalog.adapters.remove("Fine VAE")
     with pytest.raises(RequestError, match="is the default of Dreamy XL and not in the library; add it, or run"):
         resolve(safelight.Request("an apple", "Dreamy XL"), catalog)
-    assert catalog.library.set_defaults("Dreamy XL", {"steps": 5}) == {"steps": 5}
+    assert set_defaults(catalog.library, "Dreamy XL", {"steps": 5}) == {"steps": 5}
     job = resolve(safelight.Request("an apple", "Dreamy XL"), Catalog.under(root))
     assert (job.request.steps, job.request.sampler, job.request.vae) == (5, "euler", "")
 

@@ -157,7 +157,7 @@ def test_a_download_that_is_cancelled_just_before_it_is_added_is_not_added(
 ) -> None:
     hub.add_repository(site, "me/tiny", {"a.safetensors": (tiny / "a.safetensors").read_bytes()})
     downloads = open_downloads()
-    real = manager.download
+    real = manager.download_all
 
     def then_cancel(*given: Any) -> Any:
         paths = real(*given)
@@ -165,7 +165,7 @@ def test_a_download_that_is_cancelled_just_before_it_is_added_is_not_added(
         assert downloads.cancel(one.id)
         return paths
 
-    monkeypatch.setattr(manager, "download", then_cancel)
+    monkeypatch.setattr(manager, "download_all", then_cancel)
     ended = wait(downloads, downloads.begin("me/tiny", RepositoryChoice()).id, "cancelled", "done", "failed")
     assert (ended.state, ended.added) == ("cancelled", ())
 

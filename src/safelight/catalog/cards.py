@@ -53,6 +53,10 @@ class Card:
     def digest(self) -> str:
         return self.summary["digest"]
 
+    def own_bytes(self) -> int | None:
+        """Return the size of its own file, without those of its components from elsewhere; None for a folder."""
+        return next((size for path, size, _ in self.files if path == self.summary["path"]), None)
+
     def state(self) -> str:
         """Return ``there``, ``changed`` or ``gone``, from the present sizes and times of its files."""
         for path, size, mtime_ns in self.files:

@@ -37,7 +37,6 @@ from safelight.errors import (
     ModelNotFoundError,
     UnreadableFileError,
 )
-from safelight.request.model_defaults import ModelDefaults, check_defaults
 
 
 class Library:
@@ -208,23 +207,6 @@ class Library:
             self.records.replace(changed)
             self._quarantine.end(changed)
         return changed
-
-    def set_defaults(self, name: str, values: ModelDefaults) -> ModelDefaults:
-        """Replace a model's defaults. Nothing is read. Returns them in their order.
-
-        Raises RequestError for a field or value that cannot be a default, InputError for a starter.
-        Raises ModelNotFoundError for an unknown name.
-        """
-        checked = check_defaults(values)
-        with library_lock(self.root):
-            model, unread = self.records.get(name), self.unread.find(name, models=True)
-            if model is not None:
-                self.records.write(replace(model, defaults=checked))
-            elif unread is not None:
-                self.unread.change(unread, defaults=checked)
-            else:
-                raise self._not_own(name, "changed")
-        return checked
 
     def earlier(self, name: str) -> list[Model]:
         """Return the models that had this name before, the newest first."""

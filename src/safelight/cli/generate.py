@@ -85,16 +85,25 @@ def _refuse_without_effect(context: typer.Context) -> None:
         raise RequestError("device", context.obj.device, "has no effect with --server; remove --device")
 
 
+EveryOption = Annotated[
+    bool,
+    typer.Option(
+        "--every", help="With choices in the prompt, {a|b}: make all combinations, not the one that the seed gives."
+    ),
+]
+ImageFormatOption = Annotated[
+    str | None, typer.Option(help="png, jpeg or webp; by default the setting image_format.", show_default=False)
+]
+ImageNamesOption = Annotated[
+    str | None, typer.Option(help="Pattern of the files' names, such as {date}/{model}-{seed}.", show_default=False)
+]
+
+
 @takes_request(model=ModelsOption)
 def generate(
     context: typer.Context,
     given: Given,
-    every: Annotated[
-        bool,
-        typer.Option(
-            "--every", help="With choices in the prompt, {a|b}: make all combinations, not the one that the seed gives."
-        ),
-    ] = False,
+    every: EveryOption = False,
     out: Annotated[
         Path, typer.Option(help="Folder for the images and, with several models, for a sheet of all.")
     ] = Path("out"),
@@ -112,13 +121,8 @@ def generate(
             "--prove", help="Make each image twice, isolated and not, and compare them. Exit code 1 if any differs."
         ),
     ] = False,
-    image_format: Annotated[
-        str | None, typer.Option(help="png, jpeg or webp; by default the setting image_format.", show_default=False)
-    ] = None,
-    image_names: Annotated[
-        str | None,
-        typer.Option(help="Pattern of the files' names, such as {date}/{model}-{seed}.", show_default=False),
-    ] = None,
+    image_format: ImageFormatOption = None,
+    image_names: ImageNamesOption = None,
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say_json
+from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say_json, table
 
 if TYPE_CHECKING:
+    from safelight.catalog.library import Library
     from safelight.downloads.adding import Added
+    from safelight.downloads.catalogue import CatalogueFile
     from safelight.downloads.download import DownloadProgress
     from safelight.downloads.remote import Bundle
+    from safelight.downloads.sources import SourcePart
+    from safelight.settings import Settings
 
 EXAMPLES = (
     "Examples: `safelight models get Tongyi-MAI/Z-Image-Turbo` · `safelight models get "
@@ -26,7 +30,7 @@ def get(
         list[str],
         typer.Argument(
             help="A repository on Hugging Face (OWNER/NAME, OWNER/NAME/FILE), a page of Hugging Face or of Civitai "
-            "(civitai:MODEL@VERSION), or the https address of a file.",
+            "(civitai:MODEL@VERSION), the https address of a file, or a name of `safelight models catalogue`.",
             show_default=False,
         ),
     ],
@@ -53,31 +57,98 @@ def get(
     from safelight.assembly.library import open_library
     from safelight.downloads import sources as known
     from safelight.downloads.adding import add
-    from safelight.downloads.connection import open_client
-    from safelight.downloads.download import download
 
     settings = loaded(context, root).settings
     choice = known.RepositoryChoice(file, file_variant, revision)
-    finders = [known.read(source, choice) for source in sources]
-    folder = settings.download_folder or settings.root / "downloads"
-    paths: list[Path] = []
-    with open_client(settings.download_hosts) as client:
-        bundles = [find(client) for find in finders]
-        for bundle in bundles:
-            if not as_json:
-                _announce(bundle)
-            with bar(bundle.title) as update:
-                paths += download(bundle, folder, client, lambda now, update=update: _show(now, update))
+    parts = [part for source in sources for part in known.read_parts(source, choice)]
+    library = open_library(settings)
+    paths = _download(parts, library, settings, as_json)
+    variant = variant or next((part.variant for part in parts if part.variant), "")
     if no_add:
         for path in paths:
             say_json({"path": str(path)}) if as_json else typer.echo(f"downloaded {path}")
         return
     with byte_bar("reading") as on_bytes:
-        results = list(add(paths, open_library(settings), name, variant, on_bytes))
+        results = list(add(paths, library, name, variant, on_bytes))
     for one in results:
         _report(one, as_json)
     if any(one.problem for one in results):
         raise typer.Exit(2)
+
+
+CATALOGUE_EXAMPLES = (
+    "Examples: `safelight models catalogue --memory 8` · `safelight models catalogue --family z-image --files` · "
+    "`safelight models get z-image-turbo-8gb`"
+)
+
+
+def catalogue(
+    family: Annotated[str, typer.Option(help="Only models of this family, such as z-image.", show_default=False)] = "",
+    memory: Annotated[
+        float | None, typer.Option(help="Only bundles for at most this memory, in GB.", show_default=False)
+    ] = None,
+    files: Annotated[bool, typer.Option("--files", help="The single files, not the bundles.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List well-known models that `safelight models get NAME` downloads: bundles of the files that belong together.
+
+    Sizes, licences and digests are those that a published page says; with --json, each row names its page.
+    """
+    from dataclasses import asdict
+
+    from safelight.downloads.catalogue import read_catalogue
+
+    found = read_catalogue()
+    known = {one.family for one in found.files.values()}
+    if family and family not in known:
+        raise typer.BadParameter(f"{family!r}: must be one of {', '.join(sorted(known))}", param_hint="--family")
+    bundles = found.bundles_for(family, memory)
+    rows = [one for one in found.files.values() if family in ("", one.family)]
+    if as_json:
+        for one in rows if files else bundles:
+            say_json(asdict(one))
+        return
+    if files:
+        columns = ("name", "kind", "family", "form", "GB", "licence")
+        table(columns, [(r.name, r.kind, r.family, r.form, _gigabytes(r), _licence([r])) for r in rows])
+        return
+    shown: list[tuple[str, ...]] = []
+    for bundle in bundles:
+        inner = found.find(bundle.name)
+        sizes = [one.gigabytes for one in inner]
+        total = f"{sum(size or 0 for size in sizes):.1f}" + ("+" if None in sizes else "")
+        shown.append((bundle.name, bundle.title, f"{bundle.memory_gb} GB", total, _licence(inner)))
+    table(("name", "what", "for memory of", "GB to download", "licence"), shown)
+
+
+def _gigabytes(row: CatalogueFile) -> str:
+    return "" if row.gigabytes is None else f"{row.gigabytes:.1f}"
+
+
+def _licence(rows: list[CatalogueFile]) -> str:
+    """Return the licences of files, as their pages say them."""
+    return ", ".join(dict.fromkeys(f"{row.license or 'not known'}{' (gated)' if row.gated else ''}" for row in rows))
+
+
+def _download(parts: list[SourcePart], library: Library, settings: Settings, as_json: bool) -> list[Path]:
+    """Download what the library lacks, with a progress bar. Return what can be added."""
+    from safelight.catalog.file_hashes import FileHashes
+    from safelight.downloads.connection import open_client
+    from safelight.downloads.download import download
+    from safelight.downloads.wanted import Wanted
+
+    folder = settings.download_folder or settings.root / "downloads"
+    paths: list[Path] = []
+    with open_client(settings.download_hosts) as client:
+        wanted = Wanted.of([part.find(client) for part in parts], library, FileHashes(settings.root))
+        for name in wanted.present:
+            say_json({"name": name, "known": True}) if as_json else typer.echo(f"already there: {name}")
+        for bundle in wanted.bundles:
+            if not as_json:
+                _announce(bundle)
+            with bar(bundle.title) as update:
+                paths += download(bundle, folder, client, lambda now, update=update: _show(now, update))
+    return paths
 
 
 def _report(one: Added, as_json: bool) -> None:

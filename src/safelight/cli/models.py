@@ -63,6 +63,7 @@ def _prediction(value: str | None) -> str | None:
 
 
 app.command(epilog=getting.EXAMPLES)(getting.get)
+app.command(epilog=getting.CATALOGUE_EXAMPLES)(getting.catalogue)
 
 
 @app.command(
@@ -435,6 +436,7 @@ def defaults(
     The commands, the page and all APIs use these defaults. Another program's defaults arrive with `safelight import`.
     """
     from safelight.catalog.cards import find_card
+    from safelight.catalog.defaults import set_defaults
     from safelight.request.model_defaults import read_defaults
 
     library = _library(context, root)
@@ -452,7 +454,7 @@ def defaults(
         if "sampler" in given and "schedule" not in given:
             # The schedule belonged to the sampler before.
             found.pop("schedule", None)
-        found = dict(library.set_defaults(card.name, found | given))
+        found = dict(set_defaults(library, card.name, found | given))
     if as_json:
         say_json({"name": card.name, "defaults": found})
     elif found:

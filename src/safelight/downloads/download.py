@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,23 @@ def download(bundle: Bundle, folder: Path, client: httpx.Client, on_progress: On
     if any(one.name in INDICES for one in bundle.files):
         return [home]
     return [home / one.name for one in bundle.files if not one.optional]
+
+
+def download_all(bundles: Sequence[Bundle], folder: Path, client: httpx.Client, on_progress: OnProgress) -> list[Path]:
+    """Download bundles, one after the other; see :func:`download`. The progress is that of all of them."""
+    paths: list[Path] = []
+    sizes = [bundle.nbytes for bundle in bundles]
+    for number, bundle in enumerate(bundles):
+        before = sum(size or 0 for size in sizes[:number])
+        after = None if None in sizes[number + 1 :] else sum(size or 0 for size in sizes[number + 1 :])
+
+        def report(now: DownloadProgress, before: int = before, after: int | None = after) -> None:
+            total = None if now.total is None or after is None else before + now.total + after
+            left = (total - before - now.done) / now.rate if total is not None and now.rate else None
+            on_progress(DownloadProgress(before + now.done, total, now.rate, left))
+
+        paths += download(bundle, folder, client, report)
+    return paths
 
 
 def _check_room(bundle: Bundle, home: Path) -> None:

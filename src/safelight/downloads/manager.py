@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from safelight.catalog.file_hashes import FileHashes
 from safelight.catalog.library import Library
 from safelight.downloads import sources
 from safelight.downloads.adding import add
 from safelight.downloads.connection import open_client
-from safelight.downloads.download import DownloadProgress, download
+from safelight.downloads.download import DownloadProgress, download_all
 from safelight.downloads.sources import RepositoryChoice
+from safelight.downloads.wanted import Wanted
 from safelight.errors import Cancelled, SafelightError, StorageError, UnreadableFileError
 from safelight.files.disk import write_whole
 from safelight.logs import Log
@@ -88,6 +90,7 @@ class Downloads:
     ) -> None:
         self._records, self._folder, self._library = root / FOLDER, folder, library
         self._allowed, self._tell = allowed, tell
+        self._hashes = FileHashes(root)
         self._lock = threading.Lock()
         self._all: dict[str, Download] = self._read_records()
         self._cancelled: set[str] = set()
@@ -105,7 +108,7 @@ class Downloads:
 
     def begin(self, source: str, choice: RepositoryChoice, name: str = "", variant: str = "") -> Download:
         """Queue a download and return it at once. Raises DownloadError for a text that is no source."""
-        sources.read(source, choice)
+        sources.read_parts(source, choice)
         made = Download(uuid.uuid4().hex, source, choice, name, variant, time.time())
         self._change(made)
         self._pool.submit(self._run, made.id)
@@ -165,18 +168,20 @@ class Downloads:
                 last_event = time.monotonic()
                 self._update(identifier, done=now.done, total=now.total, rate=now.rate, seconds_left=now.seconds_left)
 
+        parts = sources.read_parts(one.source, one.choice)
         with open_client(self._allowed) as client:
-            bundle = sources.read(one.source, one.choice)(client)
-            self._update(identifier, title=bundle.title, notes=bundle.notes, total=bundle.nbytes)
-            paths = download(bundle, self._folder, client, on_progress)
+            wanted = Wanted.of([part.find(client) for part in parts], self._library, self._hashes)
+            self._update(identifier, title=wanted.title, notes=wanted.notes, total=wanted.nbytes)
+            paths = download_all(wanted.bundles, self._folder, client, on_progress)
         size = sum(path.stat().st_size for path in paths if path.is_file()) or self._all[identifier].done
+        variant = one.variant or next((part.variant for part in parts if part.variant), "")
         self._update(identifier, state="adding", done=size, total=size, rate=0.0, seconds_left=None)
         if identifier in self._cancelled:
             raise Cancelled("the download was stopped")
         with self._adding:
-            results = list(add(paths, self._library, one.name or None, one.variant))
+            results = list(add(paths, self._library, one.name or None, variant))
         problems = [result.problem for result in results if result.problem]
-        added = tuple(result.name for result in results if result.name)
+        added = (*wanted.present, *(result.name for result in results if result.name))
         self._update(identifier, state="failed" if problems else "done", added=added, problem="; ".join(problems))
 
     def _update(self, identifier: str, **changes: Any) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import httpx
 
 from safelight.downloads import civitai, huggingface
+from safelight.downloads.catalogue import CatalogueFile, read_catalogue
 from safelight.downloads.huggingface import PICKLES, WEIGHTS, Repository
 from safelight.downloads.remote import Bundle, RemoteFile, checked_name
 from safelight.errors import DownloadError
 
 KINDS = (
     "a repository on Hugging Face (OWNER/NAME, OWNER/NAME/FILE, hf:OWNER/NAME@REVISION), a page of Hugging Face or of "
-    "Civitai (civitai:MODEL or civitai:MODEL@VERSION), or the https address of a file"
+    "Civitai (civitai:MODEL or civitai:MODEL@VERSION), the https address of a file, or a name of `safelight models "
+    "catalogue`"
 )
 
 _ON_HUB = re.compile(r"(?P<name>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?")
@@ -43,6 +45,59 @@ class RepositoryChoice:
 
 
 Find = Callable[[httpx.Client], Bundle]
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePart:
+    """What is downloaded from one place.
+
+    ``find``: asks the place for its files.
+    ``variant``: of a model that does not say it; "" for others.
+    """
+
+    find: Find
+    variant: str = ""
+
+
+def read_parts(source: str, choice: RepositoryChoice) -> list[SourcePart]:
+    """Return the parts of what a user names: several for a bundle of the catalogue. Nothing is asked yet.
+
+    Raises DownloadError as :func:`read` does.
+    """
+    rows = read_catalogue().find(source.strip())
+    if not rows:
+        return [SourcePart(read(source, choice))]
+    if choice != RepositoryChoice():
+        raise DownloadError(source, "is in the catalogue: --file, --file-variant and --revision are for repositories")
+    return [SourcePart(_of_catalogue(row), row.variant) for row in rows]
+
+
+def _of_catalogue(row: CatalogueFile) -> Find:
+    """Return what asks for a row's files, and says what the catalogue knows of them."""
+    ask = read(row.source, RepositoryChoice(file=row.file))
+
+    def find(client: httpx.Client) -> Bundle:
+        try:
+            bundle = ask(client)
+        except DownloadError as error:
+            todo = f". {row.todo}" if row.todo else ""
+            raise DownloadError(row.name, f"{error}{todo} (the catalogue has it from {row.cite})") from error
+        notes = [one for one in (row.todo, _other_content(row, bundle)) if one]
+        if row.license and not any(one.startswith("licence: ") for one in bundle.notes):
+            notes.append(f"licence: {row.license}")
+        return replace(bundle, notes=(*bundle.notes, *notes))
+
+    return find
+
+
+def _other_content(row: CatalogueFile, bundle: Bundle) -> str:
+    """Return a note if the source has another file now than when the catalogue was written."""
+    if len(bundle.files) != 1:
+        return ""
+    [file] = bundle.files
+    if row.sha256 and file.sha256 and row.sha256 != file.sha256:
+        return f"the source replaced this file since the catalogue was written: its SHA-256 was {row.sha256[:16]}…"
+    return ""
 
 
 def read(source: str, choice: RepositoryChoice) -> Find:

@@ -20,8 +20,8 @@ from safelight.families.rules import KindRule
 from safelight.files.folder import Folder
 from safelight.files.header import Header
 from safelight.request.adapters import CONTROL_MODES, ControlMode, Purpose
+from safelight.request.assumed import USUAL_CFG, USUAL_STEPS
 from safelight.request.samplers import NoiseKind
-from safelight.request.schema import USUAL_CFG, USUAL_STEPS
 
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
 """What a denoiser predicts: the noise, its velocity (Salimans and Ho 2022), or the velocity of a rectified flow."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from safelight.request.adapters import CONTROLS_HELP, MOST_CONTROLS, MOST_LORAS, Control, Embedding, Lora, parse_items
+from safelight.request.assumed import AssumedValues
 from safelight.request.bounds import LEAST_TILE, MOST_COUNT, MOST_HIRES, MOST_REFERENCES, MOST_SEED, MOST_SIDE
 from safelight.request.field import FieldDeclaration, fields_of
 from safelight.request.rules import check_together, read_outpaint, read_references
@@ -17,15 +18,12 @@ VERSION = 7
 """The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
 or when a default changes."""
 
-USUAL_STEPS, USUAL_CFG, USUAL_SAMPLER = 20, 7.0, "euler"
-"""The defaults of Stable Diffusion. Other families have their own (:class:`safelight.families.family.Defaults`)."""
-
 PROMPTS, SAMPLING, SIZE, START, VARIATION = "Prompts and models", "Sampling", "Size", "From an image", "Variations"
 HIRES, REFINER, RUN = "High-resolution fix", "Refiner", "How it runs"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Request(AssumedValues):
     """What to draw: one prompt for one model; ``count`` images.
 
     Each field is declared here once. Its checks, the command line's option, the API's field and the documentation
@@ -484,31 +482,6 @@ class Request:
         if self.variation_strength:
             return replace(self, count=1, variation_seed=self.variation_seed + index)
         return replace(self, count=1, seed=self.seed + index)
-
-    @property
-    def step_count(self) -> int:
-        """The number of steps. Before the model's default is known, it is an estimate: :data:`USUAL_STEPS`."""
-        return USUAL_STEPS if self.steps is None else self.steps
-
-    @property
-    def guidance_scale(self) -> float:
-        """The scale of classifier-free guidance. Before the model's default is known: :data:`USUAL_CFG`."""
-        return USUAL_CFG if self.cfg is None else self.cfg
-
-    @property
-    def sampler_name(self) -> str:
-        """The sampler. Before the model's default is known: :data:`USUAL_SAMPLER`."""
-        return USUAL_SAMPLER if self.sampler is None else self.sampler
-
-    @property
-    def schedule_name(self) -> Schedule:
-        """The schedule. Before the model's default is known: ``default``."""
-        return "default" if self.schedule is None else self.schedule
-
-    @property
-    def skipped_layers(self) -> int:
-        """The text encoder's last layers that are skipped. Before the model's default is known: 0."""
-        return self.clip_skip or 0
 
     @property
     def first_pass_steps(self) -> int:

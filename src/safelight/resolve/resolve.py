@@ -10,10 +10,11 @@ from safelight.catalog.catalog import Catalog
 from safelight.catalog.model import Model
 from safelight.errors import ModelNotFoundError, RequestError
 from safelight.request.adapters import Control
+from safelight.request.assumed import USUAL_SAMPLER
 from safelight.request.job import ComponentReference, Job, ModelReference
 from safelight.request.model_defaults import fill_in
 from safelight.request.prompts import loras, tags
-from safelight.request.schema import USUAL_SAMPLER, Request
+from safelight.request.schema import Request
 from safelight.resolve import inversions, parts
 from safelight.resolve.adapters import resolve_lora
 from safelight.resolve.check import check, check_refiner

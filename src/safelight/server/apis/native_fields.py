@@ -194,7 +194,7 @@ class Downloading(BaseModel):
     """A source to download from.
 
     ``source``: a repository on Hugging Face (``OWNER/NAME``, ``OWNER/NAME/FILE``), a page of Hugging Face or of
-    Civitai, ``civitai:MODEL@VERSION``, or the https address of a file.
+    Civitai, ``civitai:MODEL@VERSION``, the https address of a file, or a name of the catalogue.
     ``file``, ``file_variant``, ``revision``: of a repository.
     ``name``: in the library; by default the file's.
     ``variant``: of a model that does not say it.

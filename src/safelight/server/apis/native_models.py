@@ -10,6 +10,7 @@ from fastapi import APIRouter
 
 from safelight.assembly.services import Services
 from safelight.catalog.cards import find_card
+from safelight.catalog.defaults import set_defaults
 from safelight.errors import IntegrityError
 from safelight.server import bridge
 from safelight.server.apis.native_fields import AdapterModel, Adding, DefaultsModel, ModelModel, Verified
@@ -56,7 +57,7 @@ class ModelRoutes:
     def set_defaults(self, name: str, defaults: DefaultsModel) -> ModelModel:
         """Replace what requests get that do not say otherwise. The page, the commands and all APIs use it."""
         card = find_card(self._library.cards(), self._library.root, name)
-        self._library.set_defaults(card.name, defaults.model_dump(exclude_none=True))
+        set_defaults(self._library, card.name, defaults.model_dump(exclude_none=True))
         return self.one_model(card.name)
 
     async def verify(self, name: str) -> Verified:
