@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,11 @@ def test_defaults_of_a_model(run, tiny: Path) -> None:
     assert (refused.code, "seed" in refused.err) == (2, True)
     assert run("models", "defaults", "a", "steps").code == 2
     assert run("models", "defaults", "starter-noto", "steps=3").code == 2
+
+
+def test_hashes_of_files(run, tiny: Path) -> None:
+    run("models", "add", tiny / "a.safetensors", "--name", "a")
+    [row] = run("models", "hashes", "a", "--json").rows
+    assert row["sha256"] == hashlib.sha256((tiny / "a.safetensors").read_bytes()).hexdigest()
+    assert row["sha256"] in run("models", "hashes").out
+    assert run("models", "hashes", "nobody").code == 2

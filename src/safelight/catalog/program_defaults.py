@@ -15,6 +15,7 @@ from safelight.errors import FileError, RequestError
 from safelight.families.family import Family
 from safelight.files.disk import read_file
 from safelight.files.json_values import json_object
+from safelight.request import foreign_samplers
 from safelight.request.model_defaults import check_defaults
 from safelight.request.samplers import SAMPLERS
 
@@ -23,30 +24,6 @@ MOST_BYTES = 1 << 20
 
 INVOKE_FIELDS = {"steps": "steps", "cfg_scale": "cfg", "guidance": "guidance", "width": "width", "height": "height"}
 """InvokeAI's names of fields, and Safelight's."""
-
-INVOKE_SAMPLERS = {
-    "ddim": "ddim",
-    "ddpm": "ddpm",
-    "deis": "deis",
-    "lms": "lms",
-    "pndm": "pndm",
-    "heun": "heun",
-    "euler": "euler",
-    "euler_a": "euler_a",
-    "kdpm_2": "dpm2",
-    "kdpm_2_a": "dpm2_a",
-    "dpmpp_2m": "dpmpp_2m",
-    "dpmpp_2m_sde": "dpmpp_2m_sde",
-    "dpmpp_sde": "dpmpp_sde",
-    "unipc": "unipc",
-    "lcm": "lcm",
-    "tcd": "tcd",
-}
-"""InvokeAI's names of schedulers without the ``_k`` of Karras' noise levels, and Safelight's samplers.
-
-Source: ``SCHEDULER_MAP`` in ``invokeai/backend/stable_diffusion/schedulers/schedulers.py``. Its ``dpmpp_3m`` and
-``dpmpp_2s`` have no counterpart here.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +51,11 @@ def of_invoke(settings: Mapping[str, Any], vae: str) -> ProgramDefaults:
         if name in INVOKE_FIELDS:
             values[INVOKE_FIELDS[name]] = value
         elif name == "scheduler":
-            text = str(value)
-            sampler = INVOKE_SAMPLERS.get(text.removesuffix("_k"))
-            if sampler is None:
-                left_out.append(f"scheduler {text}")
+            found = foreign_samplers.of_invoke(str(value))
+            if found is None:
+                left_out.append(f"scheduler {value}")
             else:
-                values["sampler"] = sampler
-                values["schedule"] = "karras" if text.endswith("_k") else "default"
+                values["sampler"], values["schedule"] = found
         else:
             left_out.append(f"{name} {value}")
     return ProgramDefaults(values, tuple(left_out))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli import getting
+from safelight.cli import getting, model_details
 from safelight.cli.common import Commands, JsonOption, RootOption, byte_bar, grouped_table, loaded, say_json
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def _prediction(value: str | None) -> str | None:
 
 app.command(epilog=getting.EXAMPLES)(getting.get)
 app.command(epilog=getting.CATALOGUE_EXAMPLES)(getting.catalogue)
+app.command(epilog=model_details.DEFAULTS_EXAMPLES)(model_details.defaults)
+app.command(epilog=model_details.HASHES_EXAMPLES)(model_details.hashes)
 
 
 @app.command(
@@ -411,57 +413,6 @@ def set_choices(
         say_json(model.summary())
     else:
         typer.echo(f"{model.name}: {model.base}, {model.variant}{_sources(library, model)}")
-
-
-@app.command(
-    epilog="Examples: `safelight models defaults dream steps=30 sampler='DPM++ 2M Karras'`"
-    " · `safelight models defaults dream steps=`"
-)
-def defaults(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
-    values: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="FIELD=VALUE, several times; FIELD= removes a default. Without any, they are shown.",
-            metavar="[FIELD=VALUE]...",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-    root: RootOption = None,
-) -> None:
-    """Set what a request gets that does not say otherwise: size, steps, guidance, sampler, schedule, CLIP skip, VAE.
-
-    The commands, the page and all APIs use these defaults. Another program's defaults arrive with `safelight import`.
-    """
-    from safelight.catalog.cards import find_card
-    from safelight.catalog.defaults import set_defaults
-    from safelight.request.model_defaults import read_defaults
-
-    library = _library(context, root)
-    card = find_card(library.cards(), library.root, name)
-    found: dict[str, Any] = dict(card.summary["defaults"])
-    written = dict[str, str]()
-    for text in values or ():
-        field, equals, value = text.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{text!r}: must be FIELD=VALUE", param_hint="FIELD=VALUE")
-        found.pop(field, None)
-        written[field] = value
-    if values:
-        given = read_defaults({field: value for field, value in written.items() if value})
-        if "sampler" in given and "schedule" not in given:
-            # The schedule belonged to the sampler before.
-            found.pop("schedule", None)
-        found = dict(set_defaults(library, card.name, found | given))
-    if as_json:
-        say_json({"name": card.name, "defaults": found})
-    elif found:
-        for field, value in found.items():
-            typer.echo(f"{field:12} {value}")
-    else:
-        typer.echo(f"{card.name} has no defaults of its own; its family's count")
 
 
 @app.command(epilog="Example: `safelight models remove dream`")

@@ -19,13 +19,34 @@ if TYPE_CHECKING:
     from safelight.settings import Settings
     from safelight.workers.local_engine import LocalEngine
 
-EXAMPLES = "Example: `safelight remake out/starter-noto-0.png`"
+EXAMPLES = (
+    "Examples: `safelight remake out/starter-noto-0.png` · `safelight remake --as-close-as-possible ~/a1111/00001.png`"
+)
+
+
+CloseOption = Annotated[
+    bool,
+    typer.Option(
+        "--as-close-as-possible",
+        help="Make an image with the settings of another program's picture, and say what they do not carry over.",
+    ),
+]
 
 
 def remake(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="IMAGE.png", help="An image of Safelight.", show_default=False)],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The model's present path, if it moved.")] = None,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE",
+            help="An image of Safelight; with --as-close-as-possible, of any program that `safelight show` reads.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model's present path, if it moved, or another model.")
+    ] = None,
+    close: CloseOption = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the new image; by default it is not saved.")] = None,
     as_json: JsonOption = False,
     root: RootOption = None,
@@ -37,6 +58,9 @@ def remake(
 
     if out is not None:
         values.folder(out)
+    if close:
+        make_close(loaded(context, root).settings, path, model or "", out or Path("out"), as_json)
+        return
     metadata, held = chunks.read(path)
     recorded = metadata["run"]
     settings = loaded(context, root).settings
@@ -65,6 +89,35 @@ def remake(
         _say(path, image, metadata["pixels_sha256"], untouched, other)
     if not same or not untouched:
         raise typer.Exit(1)
+
+
+def make_close(settings: Settings, path: Path, model: str, out: Path, as_json: bool) -> None:
+    """Make an image with the settings of any program's picture, and say what could not be carried over.
+
+    ``model``: in place of the picture's; "" for the picture's own.
+    """
+    from safelight.assembly.importing import open_engine
+    from safelight.catalog.file_hashes import FileHashes
+    from safelight.catalog.inputs import FORMATS
+    from safelight.pictures.opening import opened
+    from safelight.pictures.read_generation_data import read
+    from safelight.queue.image_files import save
+    from safelight.resolve.foreign import carry_over
+
+    with opened(path, (*FORMATS, "AVIF")) as picture:
+        data = read(picture)
+    if data is None:
+        raise InputError(f"{path} says nothing about how it was made")
+    engine = open_engine(settings)
+    carried = carry_over(data, engine.catalog, FileHashes(settings.root))
+    image = next(engine.generate(carried.request(model)))
+    saved = save(image, out, values.file_form(settings))
+    if as_json:
+        say_json({"path": str(saved), "program": data.program, "not_carried_over": list(carried.left_out)})
+        return
+    typer.echo(f"{saved}: with the settings of {data.program}'s picture")
+    for sentence in carried.left_out:
+        typer.echo(f"  not carried over: {sentence}")
 
 
 def as_recorded(settings: Settings, recorded: dict[str, Any]) -> Settings:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
 from safelight.assembly.services import Services
+from safelight.catalog.file_hashes import FileHashes
 from safelight.catalog.inputs import FORMATS
 from safelight.pictures.generation_data import Program
 from safelight.pictures.read_generation_data import read
+from safelight.resolve.foreign import carry_over
 from safelight.server.apis.base64_pictures import opened
 from safelight.server.problems import documented
 
@@ -59,13 +62,25 @@ class GenerationDataModel(BaseModel):
     strength: float | None
     loras: list[UsedLoraModel]
     others: dict[str, str]
+    use: SettingsToUse
+
+
+class SettingsToUse(BaseModel):
+    """The picture's settings as a request of ``POST /api/v1/generate``.
+
+    ``request``: its fields; without a model if the library does not have the picture's.
+    ``not_carried_over``: a sentence for each thing that these fields do not have.
+    """
+
+    request: dict[str, Any]
+    not_carried_over: list[str]
 
 
 class PictureRoutes:
     """The routes for pictures of any program."""
 
     def __init__(self, control: Services) -> None:
-        del control
+        self._control = control
 
     def add_to(self, api: APIRouter) -> None:
         """Add the routes to a router."""
@@ -79,4 +94,10 @@ class PictureRoutes:
         """
         with opened("image", asked.image, (*FORMATS, "AVIF")) as image:
             made = read(image)
-        return None if made is None else GenerationDataModel(**asdict(made))
+        if made is None:
+            return None
+        carried = carry_over(made, self._control.catalog, FileHashes(self._control.settings.root))
+        fields = carried.fields | ({"model": carried.model} if carried.model else {})
+        fields["loras"] = [{"name": one.name, "strength": one.strength} for one in carried.fields.get("loras", ())]
+        use = SettingsToUse(request=fields, not_carried_over=list(carried.left_out))
+        return GenerationDataModel(**asdict(made), use=use)
