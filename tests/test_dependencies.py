@@ -25,6 +25,10 @@ def declared() -> dict[str, Requirement]:
     return found
 
 
+NEEDS_NEWER = ("mcp",)
+"""Packages that need newer versions of others than the oldest ones. `make test-oldest` runs without their extras."""
+
+
 def pinned(file: str) -> dict[str, Version]:
     lines = [line for line in (HOME / file).read_text().splitlines() if line and not line.startswith("#")]
     return {canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in lines)}
@@ -35,7 +39,7 @@ def test_the_oldest_versions_are_those_that_the_ranges_begin_with() -> None:
         name: Version(spec.version)
         for name, requirement in declared().items()
         for spec in requirement.specifier
-        if spec.operator == ">="
+        if spec.operator == ">=" and name not in NEEDS_NEWER
     }
     assert pinned("constraints-oldest.txt") == first
 
@@ -43,7 +47,8 @@ def test_the_oldest_versions_are_those_that_the_ranges_begin_with() -> None:
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt"])
 def test_the_versions_that_were_tested_are_within_the_ranges(file: str) -> None:
     versions = pinned(file)
-    outside = {name: str(one) for name, one in declared().items() if versions[name] not in one.specifier}
+    tested = {name: one for name, one in declared().items() if "oldest" not in file or name not in NEEDS_NEWER}
+    outside = {name: str(one) for name, one in tested.items() if versions[name] not in one.specifier}
     assert outside == {}
 
 

@@ -33,7 +33,8 @@ if [ -n "${TORCH_INDEX:-}" ] && ! "$python" -c "import torch; assert torch.__ver
     install --no-deps --retries 0 --timeout 15 --index-url "$TORCH_INDEX" "torch==$version" 2>/dev/null ||
         echo "$TORCH_INDEX did not deliver torch $version. pip takes it from the same index as all packages." >&2
 fi
-install -c "$constraints" -e '.[all]'
+# Without the extra mcp, whose package needs a newer pydantic.
+install -c "$constraints" -e '.[server,compiled,preprocess,samplers]'
 # The tools for the tests need not be old.
 install -c "$constraints" --no-deps -e ./starter
 install -c "$constraints" pytest pytest-xdist hypothesis gguf sd-parsers

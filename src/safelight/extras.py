@@ -14,6 +14,7 @@ from safelight.errors import MissingExtraError
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "compiled": ("numba",),
+    "mcp": ("mcp",),
     "preprocess": ("cv2",),
     "samplers": ("torchsde",),
     "server": ("alembic", "fastapi", "nicegui", "prometheus_client", "sqlalchemy", "sse_starlette", "uvicorn"),

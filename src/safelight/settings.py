@@ -336,6 +336,11 @@ class Settings(BaseSettings):
         SettingDetails(group="Server", default_text="none"),
         default=None,
     )
+    allow_origins: Words = _declare(
+        "Pages of these sites may use the server from a browser, such as `https://example.org`.",
+        SettingDetails(group="Server", default_text="none", in_invokeai=True),
+        default=(),
+    )
     log_format: Literal["plain", "json"] = _declare(
         "The server and its worker write messages as plain text, or as one JSON object per line.",
         SettingDetails(

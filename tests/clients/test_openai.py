@@ -265,3 +265,22 @@ def test_a_client_that_leaves_a_stream_ends_its_job(http: httpx.Client) -> None:
         assert time.monotonic() < until
         time.sleep(0.05)
     assert http.get(f"/api/v1/jobs/{job['id']}").json()["state"] == "cancelled"
+
+
+def test_variations_of_a_picture(client: openai.OpenAI) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
+    answer = client.images.create_variation(
+        image=("red.png", picture.getvalue(), "image/png"),
+        model="starter-noto",
+        n=2,
+        size="64x64",  # type: ignore[arg-type]
+        response_format="b64_json",
+        extra_body={"steps": 4, "seed": 5},
+    )
+    files = [base64.b64decode(datum.b64_json or "") for datum in answer.data or ()]
+    pictures = [Image.open(io.BytesIO(file)) for file in files]
+    assert len({one.tobytes() for one in pictures}) == 2
+    request = json.loads(pictures[0].info["safelight"])["request"]
+    assert (request["prompt"], request["strength"], request["seed"]) == ("", 0.5, 5)
+    assert request["image"]

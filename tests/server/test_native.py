@@ -414,3 +414,17 @@ def test_messages_can_be_objects(tmp_path: Path) -> None:
         assert serving.stop(server) == 0
     lines = [json.loads(line) for line in says.read_text().splitlines() if line.startswith("{")]
     assert any(line["event"] == "job" and line["job"] == job["id"] and line["state"] == "done" for line in lines)
+
+
+def test_pages_of_other_sites_need_a_setting(http: httpx.Client, tmp_path: Path) -> None:
+    elsewhere = {"Origin": "https://example.org"}
+    refused = http.get("/api/v1/models", headers=elsewhere)
+    assert (refused.status_code, "allow_origins" in refused.json()["message"]) == (403, True)
+    (tmp_path / "allowing").mkdir()
+    (tmp_path / "allowing/safelight.yaml").write_text("allow_origins: [https://example.org]\n")
+    with serving.serving(tmp_path / "allowing") as server, server.client() as client:
+        allowed = client.get("/api/v1/models", headers=elsewhere)
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://example.org")
+        asked = {**elsewhere, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x"}
+        assert client.options("/api/v1/generate", headers=asked).status_code == 200
+        assert client.get("/api/v1/models", headers={"Origin": "https://example.com"}).status_code == 403

@@ -19,6 +19,7 @@ from safelight.cli import (
     grid,
     identify,
     importing,
+    mcp,
     memory,
     models,
     png_info,
@@ -59,6 +60,7 @@ app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
 app.command("upgrade", epilog=upgrade.UPGRADE_EXAMPLES)(upgrade.upgrade)
 app.command("rollback", epilog=upgrade.ROLLBACK_EXAMPLES)(upgrade.rollback)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
+app.command("mcp", epilog=mcp.EXAMPLES)(mcp.mcp)
 app.command("identify", epilog=identify.EXAMPLES)(identify.identify)
 app.command("import", epilog=importing.EXAMPLES)(importing.import_programs)
 

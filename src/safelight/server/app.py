@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safelight.assembly.services import Services
 from safelight.logs import Log
-from safelight.server import auth, bridge, problems
+from safelight.server import auth, bridge, mcp_route, problems
 from safelight.server.apis import a1111, added, native, openai
 from safelight.server.metrics import Metrics
 from safelight.server.problems import Problem
@@ -23,7 +24,8 @@ from safelight.version import VERSION
 _log = Log(__name__)
 
 DESCRIPTION = """Images from Stable Diffusion checkpoints. The same request gives the same pixels, whichever images came
-before. `/api/v1` is Safelight's own API, `/v1` is OpenAI's, and `/sdapi/v1` is AUTOMATIC1111's."""
+before. `/api/v1` is Safelight's own API, `/v1` is OpenAI's, and `/sdapi/v1` is AUTOMATIC1111's. `/mcp` serves the Model
+Context Protocol."""
 
 
 def create(control: Services) -> FastAPI:
@@ -35,6 +37,7 @@ def create(control: Services) -> FastAPI:
         try:
             yield
         finally:
+            await protocol.stop()
             await bridge.run(control.stop)
 
     app = FastAPI(
@@ -53,7 +56,17 @@ def create(control: Services) -> FastAPI:
     for router in more:
         app.include_router(router)
     app.state.apis = (*APIS, *(router.prefix for router in more))
+    protocol = mcp_route.add_to(app, control)
     app.add_middleware(_Gate, control=control)
+    if control.settings.allow_origins:
+        # It answers the browser's question before a request, which has no key, so it comes before the gate.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(control.settings.allow_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_credentials=True,
+        )
 
     def describe() -> dict[str, object]:
         if app.openapi_schema is None:
@@ -88,7 +101,7 @@ def _unknown(scope: Scope) -> tuple[int, Problem] | None:
     return 404, Problem(error="not_found", message=f"there is no {path}")
 
 
-APIS = ("/api", "/v1", "/sdapi", "/controlnet", "/internal", "/docs", "/redoc", "/openapi.json", "/metrics")
+APIS = ("/api", "/v1", "/sdapi", "/controlnet", "/internal", "/mcp", "/docs", "/redoc", "/openapi.json", "/metrics")
 """Paths of the built-in APIs; the page has no path below them."""
 
 PAGE = "/_nicegui"
@@ -104,6 +117,7 @@ class _Gate:
         self._key = key.get_secret_value() if key is not None else None
         self._sessions = auth.Sessions(control.settings.root, self._key) if self._key is not None else None
         self._max_bytes = control.settings.max_body_bytes
+        self._origins = control.settings.allow_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -143,7 +157,7 @@ class _Gate:
         await self._app(scope, receive_limited, send_with_cookie)
 
     def _refuse(self, connection: HTTPConnection) -> tuple[int, Problem] | None:
-        foreign = auth.from_elsewhere(connection, self._key)
+        foreign = auth.from_elsewhere(connection, self._key, self._origins)
         if foreign is not None:
             return 403, Problem(error="forbidden", message=foreign)
         if not auth.allowed(connection, self._key, self._sessions):

@@ -9,6 +9,7 @@ import hmac
 import ipaddress
 import secrets
 import time
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -114,17 +115,19 @@ def allowed(connection: HTTPConnection, key: str | None, sessions: Sessions | No
     return sessions is not None and sessions.holds(connection.cookies.get(COOKIE, ""))
 
 
-def from_elsewhere(connection: HTTPConnection, key: str | None) -> str | None:
+def from_elsewhere(connection: HTTPConnection, key: str | None, origins: Collection[str] = ()) -> str | None:
     """Return why to refuse a request from a page of another site, or None when the server may answer.
 
     Without a key, the name in the Host header must be this machine's. Otherwise a page of another site could use a
     name that resolves to this machine (DNS rebinding), and the browser would treat the page as this server's own.
+
+    ``origins``: the setting ``allow_origins``.
     """
     host = connection.headers.get("host", "")
     name = urlsplit(f"//{host}").hostname or ""
     if key is None and not is_loopback(name):
         return f"the host {host!r} is not this machine; set --api-key if other machines use this server"
     origin = connection.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
-        return f"pages of {origin!r} may not use this server"
+    if origin is not None and urlsplit(origin).netloc != host and origin not in origins:
+        return f"pages of {origin!r} may not use this server; the setting allow_origins allows them"
     return None

@@ -15,6 +15,7 @@ from safelight.errors import RequestError
 from safelight.pipeline import sizes
 from safelight.request.adapters import PREPROCESSORS, Control, ControlMode, Resize
 from safelight.request.bounds import MOST_SIDE
+from safelight.request.foreign_samplers import EVENLY
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
 from safelight.request.values import UPSCALERS
 from safelight.server.apis.a1111_neutral import FIELDS, OPTIONS, UNIT, refuse, refuse_script
@@ -341,11 +342,12 @@ def sampler_of(name: str, scheduler: str | None) -> tuple[str, Schedule]:
     """Return Safelight's sampler and schedule for A1111's sampler and schedule type.
 
     ``name`` may contain the schedule: older clients send ``DPM++ 2M Karras``.
-    ``scheduler``: ``Automatic`` is A1111's default for the sampler.
+    ``scheduler``: ``Automatic`` is A1111's default for the sampler. ``Simple`` and ``Normal`` spread the steps of a
+    rectified flow evenly, as the default does; for other models see :func:`refuse_evenly`.
     Raises RequestError when one of them is unknown.
     """
     label = (scheduler or AUTOMATIC).lower().replace("_", " ")
-    schedule = SCHEDULES.get(label)
+    schedule: Schedule | None = "default" if label in EVENLY else SCHEDULES.get(label)
     if schedule is None and label != AUTOMATIC.lower():
         known = ", ".join((AUTOMATIC, *SCHEDULE_LABELS.values()))
         raise RequestError("scheduler", scheduler, f"must be one of {known}")
@@ -354,6 +356,16 @@ def sampler_of(name: str, scheduler: str | None) -> tuple[str, Schedule]:
         known = ", ".join(sampler.a1111 for _, sampler in SAMPLERS.usable())
         raise RequestError("sampler_name", name, f"must be one of {known}")
     return found[0], found[1] or schedule or SAMPLERS[found[0]].automatic
+
+
+def refuse_evenly(scheduler: str | None, kind: str) -> None:
+    """Raise RequestError for ``Simple`` and ``Normal`` with a model that is no rectified flow.
+
+    There, they differ from all of Safelight's schedules. ``kind``: of the model's noise.
+    """
+    if (scheduler or "").lower() in EVENLY and kind != "flow":
+        problem = "is only for rectified flows such as FLUX; choose Automatic, Uniform, Karras or SGM Uniform"
+        raise RequestError("scheduler", scheduler, problem)
 
 
 def refuse_unknown(asked: TextToImage) -> None:

@@ -21,7 +21,7 @@ from safelight.request.field import fields_of
 from safelight.request.samplers import Schedule, a1111_name
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
-from safelight.server.apis.a1111_fields import ImageToImage, TextToImage, refuse_unknown, sampler_of
+from safelight.server.apis.a1111_fields import ImageToImage, TextToImage, refuse_evenly, refuse_unknown, sampler_of
 from safelight.server.apis.a1111_options import OWN_VAE, current_model, stop_at
 from safelight.server.apis.a1111_progress import RunningRequests
 from safelight.server.apis.a1111_titles import by_title
@@ -140,6 +140,7 @@ def _sampling(asked: TextToImage, model: Model) -> tuple[str | None, Schedule | 
     name = asked.sampler_name or asked.sampler_index
     if not name and not asked.scheduler and "sampler" in model.defaults:
         return None, None
+    refuse_evenly(asked.scheduler, model.family.noise.kind)
     return sampler_of(name or "Euler", asked.scheduler)
 
 

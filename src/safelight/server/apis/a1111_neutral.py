@@ -38,6 +38,9 @@ EMPTY = one_of("", [], {})
 NO_NAME = one_of("", "None", "none")
 
 FIELDS: Mapping[str, Rule] = {
+    # SillyTavern sends where it connects to, and the words of its own password.
+    "auth": anything,
+    "url": anything,
     "comments": anything,
     "do_not_reload_embeddings": anything,
     "do_not_save_grid": anything,

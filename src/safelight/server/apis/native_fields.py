@@ -63,6 +63,7 @@ _REQUEST = _model_of(Request, "RequestModel", "The fields of a request.")
 class Generation(_REQUEST):
     """A request for images."""
 
+    model: str = FieldOf(default="", description="The name of a model; the server's default model if it is empty.")
     seed: int | None = FieldOf(default=None, ge=0, le=MOST_SEED, description=fields_of(Request)["seed"].declared.help)
     priority: int = FieldOf(default=0, ge=-100, le=100, description="Higher goes first, within the bound of the queue.")
 

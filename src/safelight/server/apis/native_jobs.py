@@ -47,6 +47,8 @@ class JobRoutes:
         If a prompt contains choices (``{a|b}``), each image is a job of its own, and the answer is the first job.
         """
         fields = asked.model_dump(exclude={"priority"})
+        if not fields["model"]:
+            fields["model"] = intake.default_card(self._control).name
         if fields["seed"] is None:
             fields["seed"] = intake.some_seed(fields["count"])
         return _job(intake.accept(self._control, Request(**fields), client="api", priority=asked.priority)[0])

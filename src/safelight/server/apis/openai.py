@@ -200,6 +200,10 @@ def router(control: Services) -> APIRouter:
     return api
 
 
+VARIATION_STRENGTH = 0.5
+"""The denoising strength of a variation: the composition stays, details change."""
+
+
 class OpenAIRoutes:
     """OpenAI's routes."""
 
@@ -213,6 +217,7 @@ class OpenAIRoutes:
         images: dict[str, Any] = {"response_model": Images, "response_model_exclude_none": True, "responses": STREAM}
         api.post("/images/generations", **images)(self.generations)
         api.post("/images/edits", **images)(self.edits)
+        api.post("/images/variations", **images)(self.variations)
 
     def models(self) -> ModelList:
         """List the models, in OpenAI's form."""
@@ -264,6 +269,19 @@ class OpenAIRoutes:
             raise RequestError("mask", mask.filename or "", "has no transparency: make the part to redraw transparent")
         masked = "" if transparent is None else await bridge.run(store, "mask", transparent)
         return await self._make_images(asked, http, Edit(tuple(digests), masked))
+
+    async def variations(
+        self, http: HTTPRequest, image: Annotated[UploadFile, File(description="the picture to vary")]
+    ) -> Images | EventSourceResponse:
+        """Make images that resemble a picture: it is drawn again in part, without a prompt, from other noise.
+
+        The other fields are those of edits. ``strength`` is 0.5 if it is not set.
+        """
+        asked = _read({"prompt": "", **_texts(await http.form())})
+        if asked.asked("strength") is None:
+            asked = asked.model_copy(update={"strength": VARIATION_STRENGTH})
+        digest = await bridge.run(self._control.catalog.inputs.store, "image", await image.read())
+        return await self._make_images(asked, http, Edit((digest,), ""))
 
     async def _make_images(
         self, asked: ImageGeneration, http: HTTPRequest, edit: Edit | None = None

@@ -1,0 +1,86 @@
+"""The route ``/mcp``: the Model Context Protocol over HTTP, if the extra ``mcp`` is installed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from safelight import extras
+from safelight.assembly.services import Services
+from safelight.server.problems import RefusedError
+
+if TYPE_CHECKING:
+    import httpx
+    from mcp.server.mcpserver import MCPServer
+
+PATH = "/mcp"
+
+
+class ProtocolRoute:
+    """Serves the protocol. Its library takes a second to import, so that happens at the first request."""
+
+    def __init__(self, app: FastAPI, control: Services) -> None:
+        self._app, self._control = app, control
+        self._inner: ASGIApp | None = None
+        self._starting = asyncio.Lock()
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. Raises RefusedError without the extra."""
+        if "mcp" not in extras.installed():
+            raise RefusedError(404, "not_found", "the Model Context Protocol needs the extra mcp: safelight[mcp]")
+        async with self._starting:
+            inner = self._inner or await self._start()
+        await inner(scope, receive, send)
+
+    async def stop(self) -> None:
+        """End all sessions."""
+        self._stop.set()
+        if self._task is not None:
+            await self._task
+
+    async def _start(self) -> ASGIApp:
+        from mcp.server.transport_security import TransportSecuritySettings
+
+        server = self._server()
+        # The application's own check of hosts, origins and the key comes before this route.
+        security = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+        app: Any = server.streamable_http_app(streamable_http_path=PATH, transport_security=security)
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(server, ready))
+        await ready
+        self._inner = app
+        return app
+
+    def _server(self) -> MCPServer:
+        import httpx
+
+        from safelight.server.mcp_tools import make_server
+
+        key = self._control.settings.api_key
+        headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+
+        def connect() -> httpx.AsyncClient:
+            # The tools call this server's own API, within this process.
+            transport = httpx.ASGITransport(self._app)
+            return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers, timeout=None)
+
+        return make_server(connect, paths=False)
+
+    async def _run(self, server: MCPServer, ready: asyncio.Future[None]) -> None:
+        """Hold the sessions until :meth:`stop`. The same task must begin and end that."""
+        async with server.session_manager.run():
+            ready.set_result(None)
+            await self._stop.wait()
+
+
+def add_to(app: FastAPI, control: Services) -> ProtocolRoute:
+    """Add the route."""
+    route = ProtocolRoute(app, control)
+    app.router.routes.append(Route(PATH, route, methods=["GET", "POST", "DELETE"], include_in_schema=False))
+    return route
