@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import struct
 from typing import Any
 
 from PIL import Image as PILImage
@@ -19,6 +19,8 @@ from PIL import Image as PILImage
 from safelight.pictures import xmp
 
 _EXIF, _USER_COMMENT = 0x8769, 0x9286
+_LONG, _UNDEFINED = 4, 7
+"""Exif's types of a value."""
 
 NOT_TEXT = frozenset(
     {
@@ -142,9 +144,13 @@ def _put(found: dict[str, Any], name: str, value: str) -> None:
 
 
 def exif_of(text: str) -> bytes:
-    """Encode the text as an Exif block as AUTOMATIC1111 does, for JPEG and WebP."""
-    exif = PILImage.Exif()
-    comments: Mapping[int, Any] = exif.get_ifd(_EXIF)
-    assert isinstance(comments, dict)
-    comments[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
-    return exif.tobytes()
+    """Encode the text as an Exif block as AUTOMATIC1111 does, for JPEG and WebP.
+
+    Pillow would write the comment as BYTE. By the standard (CIPA DC-008, 4.6.5) it is UNDEFINED, and other programs
+    fail on anything else.
+    """
+    comment = b"UNICODE\0" + text.encode("utf-16-be", "replace")
+    first, second, data = 8, 26, 44
+    pointer = struct.pack("<HHHLLL", 1, _EXIF, _LONG, 1, second, 0)
+    entry = struct.pack("<HHHLLL", 1, _USER_COMMENT, _UNDEFINED, len(comment), data, 0)
+    return b"Exif\0\0" + b"II*\0" + struct.pack("<L", first) + pointer + entry + comment
