@@ -354,3 +354,27 @@ def test_titles_of_models_that_were_imported(tmp_path: Path, tiny: Path) -> None
             assert card is not None
             assert card.path == tmp_path / f"models/{file}.safetensors"
         assert http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "nothing[v2]"}).status_code == 404
+
+
+def test_pictures_of_another_shape() -> None:
+    """1 cuts off what is too wide, 2 adds the colours of the edges; 0 changes the shape."""
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+    wide = PILImage.new("RGB", (128, 64))
+    for number, colour in enumerate(colours):
+        wide.paste(colour, (number * 32, 0, number * 32 + 32, 64))
+    held = io.BytesIO()
+    wide.save(held, "PNG")
+    sent = base64.b64encode(held.getvalue()).decode()
+
+    def fitted(mode: int) -> PILImage.Image:
+        asked = ImageToImage(init_images=[sent], width=64, height=64, resize_mode=mode)
+        return PILImage.open(io.BytesIO(base64.b64decode(asked.given()["image"].rpartition(",")[2])))
+
+    assert fitted(0).size == (128, 64)
+    cut, added = fitted(1), fitted(2)
+    assert cut.size == added.size == (64, 64)
+    assert [cut.getpixel((x, 32)) for x in (4, 60)] == colours[1:3]
+    assert [added.getpixel((x, y)) for x in (4, 60) for y in (4, 32, 60)] == [colours[0]] * 3 + [colours[3]] * 3
+    for field, value in (("resize_mode", 3), ("inpainting_fill", 2), ("inpainting_fill", 3)):
+        with pytest.raises(RequestError, match="latents"):
+            ImageToImage(**{"init_images": [sent], "mask": sent, field: value}).given()

@@ -252,27 +252,47 @@ class ImageToImage(TextToImage):
     inpaint_full_res: bool = True
     inpaint_full_res_padding: int | None = Field(default=0, ge=0, le=4096)
     inpainting_mask_invert: Literal[0, 1] | bool = 0
-    inpainting_fill: Literal[0, 1] = Field(default=0, description="masked part: 0 the colours around it, 1 the image")
-    resize_mode: Literal[0] = 0
+    inpainting_fill: int = Field(
+        default=0, ge=0, le=3, description="masked part: 0 the colours around it, 1 the image; 2 and 3 are refused"
+    )
+    resize_mode: int = Field(
+        default=0, ge=0, le=3, description="0 just resize, 1 crop and resize, 2 resize and fill; 3 is refused"
+    )
     include_init_images: bool = False
 
     def given(self) -> dict[str, Any]:
         """Return fields of a request, with the image and the mask. Raises RequestError when one is not an image."""
-        values = {**super().given(), "image": _data(self.init_images[0])}
+        if self.inpainting_fill > 1:
+            problem = "fills the latents of the masked part; Safelight fills with colours (0) or keeps the image (1)"
+            raise RequestError("inpainting_fill", self.inpainting_fill, problem)
+        values = {**super().given(), "image": self._resized("init_images", self.init_images[0])}
         values["strength"] = 0.75 if self.denoising_strength is None else self.denoising_strength
         if self.image_cfg_scale:
             # A1111's documentation shows 0 for a field that is not set.
             values["image_cfg"] = self.image_cfg_scale
         if self.mask:
-            mask = as_mask("mask", _bytes("mask", self.mask))
+            mask = as_mask("mask", _bytes("mask", self._resized("mask", self.mask)))
             mask = ImageOps.invert(mask) if self.inpainting_mask_invert else mask
             if self.inpainting_fill == 0:
                 values["image"] = _png(
-                    filled(decode_image("init_images", _bytes("init_images", self.init_images[0])), mask)
+                    filled(decode_image("init_images", _bytes("init_images", values["image"])), mask)
                 )
             values |= {"mask": _png(mask), "mask_blur": self._blur()}
             values["mask_padding"] = (self.inpaint_full_res_padding or 0) if self.inpaint_full_res else None
         return values
+
+    def _resized(self, field: str, picture: str) -> str:
+        """Return a picture, fitted to the image's size as ``resize_mode`` says. Raises RequestError."""
+        if self.resize_mode == 3:
+            problem = "enlarges latents, which Safelight does not do with an input image; use 0, 1 or 2"
+            raise RequestError("resize_mode", self.resize_mode, problem)
+        # With "only masked", A1111 cuts out a part that has the right shape.
+        if self.resize_mode == 0 or (self.mask and self.inpaint_full_res):
+            return _data(picture)
+        fit = crop_and_resize if self.resize_mode == 1 else resize_and_fill
+        # The mask keeps its transparency, which as_mask reads.
+        opened = decode_image(field, _bytes(field, picture), transparent=field == "mask")
+        return _png(fit(opened, self.width or 512, self.height or 512))
 
     def _blur(self) -> int:
         """Return the blur of the mask; as in A1111, ``mask_blur`` overrides the two other fields."""
@@ -283,6 +303,38 @@ class ImageToImage(TextToImage):
             problem = f"must equal mask_blur_x, {across}: Safelight blurs a mask equally in both directions"
             raise RequestError("mask_blur_y", down, problem)
         return 4 if across is None else across
+
+
+def crop_and_resize(picture: PILImage.Image, width: int, height: int) -> PILImage.Image:
+    """Resize a picture so that it covers the size, and cut off the rest; as in A1111's ``images.resize_image``."""
+    wider = width / height > picture.width / picture.height
+    across = width if wider else picture.width * height // picture.height
+    down = picture.height * width // picture.width if wider else height
+    whole = picture.resize((across, down), PILImage.Resampling.LANCZOS)
+    out = PILImage.new(picture.mode, (width, height))
+    out.paste(whole, (width // 2 - across // 2, height // 2 - down // 2))
+    return out
+
+
+def resize_and_fill(picture: PILImage.Image, width: int, height: int) -> PILImage.Image:
+    """Resize a picture so that it fits within the size, and fill the rest with the colours of its edges."""
+    wider = width / height > picture.width / picture.height
+    across = picture.width * height // picture.height if wider else width
+    down = height if wider else picture.height * width // picture.width
+    whole = picture.resize((across, down), PILImage.Resampling.LANCZOS)
+    left, top = width // 2 - across // 2, height // 2 - down // 2
+    out = PILImage.new(picture.mode, (width, height))
+    out.paste(whole, (left, top))
+    edges = (
+        ((0, 0, left, height), (0, 0, 1, down)),
+        ((left + across, 0, width, height), (across - 1, 0, across, down)),
+        ((0, 0, width, top), (0, 0, across, 1)),
+        ((0, top + down, width, height), (0, down - 1, across, down)),
+    )
+    for (x, y, right, bottom), edge in edges:
+        if right > x and bottom > y and (right - x, bottom - y) != (width, height):
+            out.paste(whole.crop(edge).resize((right - x, bottom - y)), (x, y))
+    return out
 
 
 FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
