@@ -74,7 +74,7 @@ def _server(settings: Settings, url: str | None) -> Generator[str]:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     try:
         until = time.monotonic() + START_SECONDS
-        while (started := find(settings.root)) is None:
+        while (started := find(settings.root)) is None or not _answers(started):
             if process.poll() is not None:
                 raise InputError(f"the server ended with exit code {process.returncode} when it started")
             if time.monotonic() > until:
@@ -84,3 +84,13 @@ def _server(settings: Settings, url: str | None) -> Generator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+def _answers(url: str) -> bool:
+    """Return whether a server accepts connections. It writes its address down just before it does."""
+    import httpx
+
+    try:
+        return httpx.get(f"{url}/api/v1/health", trust_env=False).is_success
+    except httpx.HTTPError:
+        return False

@@ -58,15 +58,18 @@ def serve(
         timeout_graceful_shutdown=5,
         server_header=False,
     )
-    # After its shutdown uvicorn raises the signal again. Ignore it, because stopping a server is not an error.
+    server = uvicorn.Server(config)
+
+    def stop(number: int, frame: object) -> None:
+        # uvicorn has a handler of its own while it runs. This one counts before that: the server then starts and ends.
+        # After its shutdown uvicorn raises the signal again, which changes nothing, because stopping is not an error.
+        del number, frame
+        server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _ignore_signal)
+        signal.signal(number, stop)
     with announced(settings.root, settings.host, bound.getsockname()[1]):
-        uvicorn.Server(config).run(sockets=[bound])
-
-
-def _ignore_signal(number: int, frame: object) -> None:
-    del number, frame
+        server.run(sockets=[bound])
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:
