@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from safelight.errors import (
     AbsentTensorError,
@@ -31,6 +31,8 @@ from safelight.request.run_settings import RunSettings
 from safelight.request.schema import Request
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from safelight.workers.local_engine import LocalEngine
 
 __all__ = [

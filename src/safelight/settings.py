@@ -147,6 +147,12 @@ class Settings(BaseSettings):
         SettingDetails(group="Folders", default_text="none"),
         default=(),
     )
+    watched_folders: Folders = _declare(
+        "The server follows these folders, of other programs or plain ones: it imports what appears, and forgets what "
+        "goes. Nothing is read but headers.",
+        SettingDetails(group="Folders", default_text="none"),
+        default=(),
+    )
     download_folder: Path | None = _declare(
         "Downloaded models are stored in this folder.",
         SettingDetails(group="Folders", default_text="downloads in the root"),

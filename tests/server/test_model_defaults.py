@@ -6,13 +6,14 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image as PILImage
+from support.serving import Server
 
 from safelight.catalog.library import Library
 
@@ -52,11 +53,18 @@ def native(http: httpx.Client, **more: Any) -> bytes:
     return http.get(f"/api/v1/images/{image['id']}/file").content
 
 
+@pytest.fixture
+def library(server: Server, tiny: Path) -> Generator[Library]:
+    """The library of the server that all tests share. Its own models are as before afterwards."""
+    found = Library(server.root)
+    found.add(tiny / "a.safetensors", "with defaults")
+    yield found
+    found.remove("with defaults")
+
+
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("make", [a1111, openai, native])
-def test_defaults_count_unless_a_request_says_otherwise(
-    make: Callable[..., bytes], http: httpx.Client, server: Any, tiny: Path
-) -> None:
-    Library(server.root).add(tiny / "a.safetensors", "with defaults")
+def test_defaults_count_unless_a_request_says_otherwise(make: Callable[..., bytes], http: httpx.Client) -> None:
     answer = http.put("/api/v1/models/with defaults/defaults", json=DEFAULTS)
     assert (answer.status_code, answer.json()["defaults"]) == (200, DEFAULTS)
     with PILImage.open(io.BytesIO(make(http))) as picture:

@@ -14,6 +14,7 @@ from safelight.catalog.adapters import Adapters
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.library import Library
+from safelight.catalog.watching import Changes, FolderWatcher
 from safelight.downloads.manager import Download, Downloads
 from safelight.errors import InputError, SafelightError, UnreadableFileError
 from safelight.logs import Log
@@ -52,6 +53,7 @@ class Services:
     fresh_processes: FreshProcesses
     isolated_runner: IsolatedRunner
     downloads: Downloads
+    watcher: FolderWatcher
     lock: FileLock
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -59,6 +61,7 @@ class Services:
         """Start the queue, and once a day move the unused input images to the trash."""
         self.dispatcher.start()
         self.downloads.start()
+        self.watcher.start()
         threading.Thread(target=self._sweep, name="safelight-sweep", daemon=True).start()
 
     def _sweep(self) -> None:
@@ -74,6 +77,7 @@ class Services:
     def stop(self) -> None:
         """Finish the running job or put it back into the queue, end the processes, and unlock the root."""
         self.stopping.set()
+        self.watcher.stop()
         self.downloads.stop()
         self.fresh_processes.close()
         self.dispatcher.stop(self.settings.shutdown_seconds)
@@ -127,6 +131,9 @@ def open_services(settings: Settings) -> Services:
     def tell(download: Download) -> None:
         events.tell(Event("download", "", asdict(download)))
 
+    def tell_changes(changes: Changes) -> None:
+        events.tell(Event("models", "", asdict(changes)))
+
     folder = settings.download_folder or settings.root / "downloads"
     return Services(
         settings,
@@ -140,5 +147,6 @@ def open_services(settings: Settings) -> Services:
         fresh_processes,
         isolated_runner,
         Downloads(settings.root, folder, library, settings.download_hosts, tell),
+        FolderWatcher(settings.watched_folders, catalog, tell_changes),
         lock,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["job", "progress", "image", "removed", "memory", "worker", "download"]
+Kind = Literal["job", "progress", "image", "removed", "memory", "worker", "download", "models"]
 
 
 @dataclass(frozen=True, slots=True)

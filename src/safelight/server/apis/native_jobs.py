@@ -84,7 +84,7 @@ class JobRoutes:
 
     async def events(self, job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None) -> EventSourceResponse:
         """Send server-sent events: ``job``, ``progress``, ``image``, ``removed`` (an image), ``memory``, ``worker``,
-        ``download``.
+        ``download``, ``models`` (appeared in a watched folder, or went).
 
         With ``job``, send the events of this job until it ends; otherwise send all events.
         """
