@@ -127,14 +127,6 @@ def open_services(settings: Settings) -> Services:
         settings.idle_unload_seconds,
     )
     fresh_processes = FreshProcesses(WORKER, settings, catalog)
-
-    def tell(download: Download) -> None:
-        events.tell(Event("download", "", asdict(download)))
-
-    def tell_changes(changes: Changes) -> None:
-        events.tell(Event("models", "", asdict(changes)))
-
-    folder = settings.download_folder or settings.root / "downloads"
     return Services(
         settings,
         library,
@@ -146,7 +138,22 @@ def open_services(settings: Settings) -> Services:
         dispatcher,
         fresh_processes,
         isolated_runner,
-        Downloads(settings.root, folder, library, settings.download_hosts, tell),
-        FolderWatcher(settings.watched_folders, catalog, tell_changes),
+        _open_downloads(settings, library, events),
+        _open_watcher(settings, catalog, events),
         lock,
     )
+
+
+def _open_downloads(settings: Settings, library: Library, events: Events) -> Downloads:
+    def tell(download: Download) -> None:
+        events.tell(Event("download", "", asdict(download)))
+
+    folder = settings.download_folder or settings.root / "downloads"
+    return Downloads(settings.root, folder, library, settings.download_hosts, tell)
+
+
+def _open_watcher(settings: Settings, catalog: Catalog, events: Events) -> FolderWatcher:
+    def tell(changes: Changes) -> None:
+        events.tell(Event("models", "", asdict(changes)))
+
+    return FolderWatcher(settings.watched_folders, catalog, tell)
