@@ -304,3 +304,13 @@ def test_a_file_of_a_newer_version_is_refused(root: Path) -> None:
         load_settings()
     with pytest.raises(SettingError, match="a newer Safelight wrote the file"):
         write_setting(root, "threads", "2")
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "example.org", "https://example.org/path", "ftp://example.org"])
+def test_origins_that_are_none_are_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match="an origin is such as"):
+        Settings(allow_origins=(origin,))
+
+
+def test_origins_are_as_browsers_write_them() -> None:
+    assert Settings(allow_origins=("https://Example.ORG/",)).allow_origins == ("https://example.org",)

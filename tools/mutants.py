@@ -105,6 +105,48 @@ MUTANTS = (
         "tests/models/test_bind.py::test_state_01_weights_that_were_written_are_read_again",
     ),
     Mutant(
+        "an adapter over a weight that stays quantised is computed at its use",
+        "memory/lease.py",
+        "            self.fetcher.apply_overlay(name, wide)\n",
+        "            pass\n",
+        "tests/families/test_compact_files.py::test_quant_01_and_02_adapters_over_quantised_weights",
+    ),
+    Mutant(
+        "an adapter is computed where its weight arrives",
+        "memory/host_source.py",
+        "            for name in touched:\n                self.apply_overlay",
+        "            for name in ():\n                self.apply_overlay",
+        "tests/memory/test_behind.py::test_the_device_computes_overlays_and_the_host_has_no_result",
+    ),
+    Mutant(
+        "an overlay on a device comes out as before",
+        "memory/host_source.py",
+        "        if known is not None and result != known:\n",
+        "        if False:\n",
+        "tests/memory/test_behind.py::test_an_overlay_that_comes_out_otherwise_on_the_device_is_an_error",
+    ),
+    Mutant(
+        "a model's defaults are for what a request leaves out",
+        "request/model_defaults.py",
+        'if getattr(request, name) in (None, "")',
+        "if True",
+        "tests/request/test_model_defaults.py",
+    ),
+    Mutant(
+        "a file that is being written waits",
+        "catalog/watching.py",
+        "return time.time() - stamp[1] / 1e9 > SETTLED_SECONDS",
+        "return True",
+        "tests/catalog/test_watching.py::test_a_file_that_is_being_written_waits",
+    ),
+    Mutant(
+        "what the library has is known by its content",
+        "downloads/wanted.py",
+        "            if found is not None and found.sha256 == file.sha256:\n",
+        "            if False:\n",
+        "tests/cli/test_catalogue.py",
+    ),
+    Mutant(
         "fingerprint after a job",
         "models/skeleton.py",
         "        changed = skeleton.differences()\n        if changed:\n"

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from safelight.extensions import extensions
 from safelight.file_patterns import DEFAULT, check_pattern
+from safelight.origins import check_origins
 from safelight.request.run_settings import AttentionType, Precision, SliceSize
 
 PREFIX = "SAFELIGHT_"
@@ -342,7 +343,7 @@ class Settings(BaseSettings):
         SettingDetails(group="Server", default_text="none"),
         default=None,
     )
-    allow_origins: Words = _declare(
+    allow_origins: Annotated[Words, AfterValidator(check_origins)] = _declare(
         "Pages of these sites may use the server from a browser, such as `https://example.org`.",
         SettingDetails(group="Server", default_text="none", in_invokeai=True),
         default=(),

@@ -55,7 +55,11 @@ def test_a_file_that_is_being_written_waits(root: Path, tiny: Path, folder: Path
     watcher = FolderWatcher([folder], Catalog.under(root), lambda _: None)
     path = copy(tiny / "a.safetensors", folder / "first.safetensors", seconds_ago=0)
     assert watcher.look() == Changes()
-    os.utime(path, (1, 1))
+    os.truncate(path, path.stat().st_size - 1)
+    assert watcher.look() == Changes()
+    copy(tiny / "a.safetensors", path, seconds_ago=-1000)
+    assert watcher.look() == Changes()
+    # A time in the future says nothing, but it is the same file as before.
     assert watcher.look() == Changes(("first",))
     # Another content under the same name keeps the name.
     copy(tiny / "xl.safetensors", path, seconds_ago=50)
@@ -71,6 +75,10 @@ def test_a_disk_that_is_not_there_makes_nothing_forgotten(root: Path, tiny: Path
     assert watcher.look() == Changes(("first",))
     folder.rename(folder.with_name("unmounted"))
     assert watcher.look() == Changes()
+    # The empty place where it was mounted.
+    folder.mkdir()
+    assert watcher.look() == Changes()
+    folder.rmdir()
     assert "first" in [card.name for card in catalog.library.cards()]
     folder.with_name("unmounted").rename(folder)
     assert watcher.look() == Changes()

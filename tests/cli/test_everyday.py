@@ -231,8 +231,23 @@ def test_formats_and_names_of_files(run, tmp_path: Path) -> None:
     path = Path(row["path"])
     assert path == tmp_path / "out/3/red-apple.jpg"
     done = run("remake", path, "--out", tmp_path / "again")
-    assert (done.code, "the same, pixel for pixel" in done.out) == (0, True)
+    assert (done.code, "the recorded one, pixel for pixel" in done.out) == (0, True)
     assert "red apple" in run("show", path).out
     refused = run(*ask, "--image-names", "{sead}")
     assert (refused.code, "image_names" in refused.err, "{sead}" in refused.err) == (2, True, True)
     assert run(*ask, "--image-format", "gif").code == 2
+
+
+def test_a_default_vae_changes_no_remake(run, tiny: Path, tmp_path: Path) -> None:
+    """An image that was made before the model got it has the model's own."""
+    run("models", "add", tiny / "a.safetensors", "--name", "a")
+    run("models", "add", tiny / "b.safetensors", "--name", "b")
+    ask = ("generate", "x", "-m", "a", "--steps", "1", "--width", 64, "--height", 64, "--seed", 7, "--out", tmp_path)
+    [row] = run(*ask, "--json").rows
+    assert run("models", "defaults", "a", "vae=b").code == 0
+    assert "the same, pixel for pixel" in run("remake", row["path"]).out
+    [other] = run(*ask, "--json").rows
+    [own] = run(*ask, "--vae", "own", "--json").rows
+    assert other["pixels_sha256"] != row["pixels_sha256"] == own["pixels_sha256"]
+    refused = run("models", "defaults", "a", "sampler=euler_a", "schedule=karras")
+    assert (refused.code, "has default, sgm_uniform" in refused.err) == (2, True)

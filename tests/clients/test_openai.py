@@ -284,3 +284,17 @@ def test_variations_of_a_picture(client: openai.OpenAI) -> None:
     request = json.loads(pictures[0].info["safelight"])["request"]
     assert (request["prompt"], request["strength"], request["seed"]) == ("", 0.5, 5)
     assert request["image"]
+
+
+def test_what_a_variation_does_not_use_is_refused(http: httpx.Client) -> None:
+    held = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(held, "PNG")
+    picture = ("red.png", held.getvalue(), "image/png")
+    for name, value in (("prompt", "a dog"), ("mask", "x"), ("image[]", "x"), ("image", "x")):
+        files = [("image", picture), (name, (None, value) if name == "prompt" else picture)]
+        answer = http.post("/v1/images/variations", data={"model": "starter-noto"}, files=files)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, name), answer.text
+    for value in ("inf", "nan"):
+        answer = http.post("/v1/images/generations", json={**PLAIN, "num_inference_steps": value})
+        assert answer.status_code == 422, answer.text
+    assert http.get("/v1/models", headers={"Origin": "http://["}).status_code == 403

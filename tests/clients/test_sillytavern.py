@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from PIL import Image
+from support.serving import serving
 
 BODY: dict[str, Any] = {
     "prompt": "a cat",
@@ -37,6 +41,14 @@ BODY: dict[str, Any] = {
     "do_not_save_grid": False,
     "do_not_save_samples": False,
 }
+
+
+@pytest.fixture
+def http(tmp_path: Path) -> Generator[httpx.Client]:
+    """A client of a server of its own: it sets options, which hold for its address."""
+    with serving(tmp_path) as server, server.client() as client:
+        server.ready()
+        yield client
 
 
 def test_it_connects_chooses_a_model_and_makes_an_image(http: httpx.Client) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from pathlib import Path
 from typing import cast
 
@@ -9,12 +11,16 @@ import pytest
 import torch
 from support import memory
 
-from safelight.devices.simulated import simulated
+from safelight.devices.simulated import Faults, simulated
+from safelight.devices.transfer import Transfers
 from safelight.devices.verification import Verification
+from safelight.errors import IntegrityError
 from safelight.memory.budget import HOST
 from safelight.memory.host_source import HostSource
 from safelight.memory.lease import Use
 from safelight.memory.segments import split_into_segments
+from safelight.weights.manifest import ComponentManifest
+from safelight.weights.overlay import Bring, OverlaidComponent, Overlay, with_overlays
 
 
 def test_the_hosts_copies_go_when_others_want_its_memory_and_come_back(tiny: Path) -> None:
@@ -81,3 +87,63 @@ def test_a_copy_that_was_not_summed_is_known_wrong_later(tiny: Path, monkeypatch
                 assert not lease.has_unverified or not right
             monkeypatch.undo()
             there.drop()
+
+
+def overlaid(component: ComponentManifest, function: Overlay) -> OverlaidComponent:
+    """A component with an overlay over its first weight."""
+    name = component.tensors[0].name
+
+    @contextlib.contextmanager
+    def open_overlays(bring: Bring) -> Generator[dict[str, Overlay]]:
+        del bring
+        yield {name: function}
+
+    return with_overlays(component, "f" * 64, frozenset({name}), open_overlays)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_device_computes_overlays_and_the_host_has_no_result(streams: bool, tiny: Path) -> None:
+    component = memory.manifest(tiny / "a.safetensors").component("unet")
+    changed = overlaid(component, lambda weight: weight.mul_(2))
+    name = component.tensors[0].name
+    with simulated(nbytes=1 << 30) as device:
+        there = memory.on(device)
+        least = there.planner.min_weight_bytes(component, torch.float32)
+        there = memory.on(device, least if streams else memory.PLENTY)
+        with there.lease(component, torch.float32) as lease, lease.use_tensors([name]) as [tensor]:
+            right = tensor.cpu() * 2
+            del tensor
+        for _ in range(2):
+            with there.lease(changed, torch.float32) as lease, lease.use_tensors([name]) as [tensor]:
+                assert (lease.ring is not None) == streams
+                assert torch.equal(tensor.cpu(), right)
+                del tensor
+            there.drop()
+        host = cast("HostSource", there.source).host
+        assert not any("+" in one.component for one in host.usage_by_component())
+
+
+def test_an_overlay_that_comes_out_otherwise_on_the_device_is_an_error(tiny: Path) -> None:
+    component = memory.manifest(tiny / "a.safetensors").component("unet")
+    times = iter((1.0, 1.0, 1.5))
+    changed = overlaid(component, lambda weight: weight.add_(next(times)))
+    with simulated(nbytes=1 << 30) as device:
+        there = memory.on(device)
+        for _ in range(2):
+            with there.lease(changed, torch.float32):
+                pass
+            there.drop()
+        with pytest.raises(IntegrityError, match="differs from the first time"), there.lease(changed, torch.float32):
+            pass
+        there.drop()
+        assert there.ledger.stored(device.name) == 0
+
+
+def test_a_corrupted_copy_of_an_adapter_is_repaired() -> None:
+    """What arrived wrong is copied again in small pieces."""
+    tensor = torch.arange(100_000, dtype=torch.float32)
+    with simulated(nbytes=1 << 30, faults=Faults(corrupted=1, corrupt_above=1000), staging_buffer_bytes=0) as device:
+        transfers = Transfers(device, Verification("always"))
+        assert torch.equal(transfers.bring("an adapter", tensor).cpu(), tensor)
+        assert (transfers.counts.wrong, transfers.counts.repaired) == (1, 1)
+        assert transfers.bring("nothing", tensor[:0]).shape == (0,)

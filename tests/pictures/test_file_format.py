@@ -66,6 +66,11 @@ def test_a_jpeg_file_with_too_much_metadata_is_refused(image: safelight.Image) -
     long = replace(image, metadata={**image.metadata, "more": "x" * 70_000})
     with pytest.raises(RequestError, match="use png or webp"):
         encode(long, "jpeg")
+    prompt = replace(
+        image, metadata={**image.metadata, "request": {**image.metadata["request"], "prompt": "x" * 40_000}}
+    )
+    with pytest.raises(RequestError, match="of prompts and settings"):
+        encode(prompt, "jpeg")
     for form in ("png", "webp"):
         assert hashlib.sha256(pixels(encode(long, form)).astype(np.uint8).tobytes()).hexdigest() == image.pixels_sha256
 

@@ -17,6 +17,7 @@ from support.foreign_pictures import PICTURES, PROMPT, png
 
 import safelight
 from safelight.catalog.catalog import Catalog
+from safelight.catalog.defaults import set_defaults
 from safelight.catalog.file_hashes import FileHashes
 from safelight.errors import RequestError
 from safelight.pictures.generation_data import GenerationData, UsedLora
@@ -25,6 +26,7 @@ from safelight.request.adapters import Lora
 from safelight.request.foreign_samplers import COMFY, INVOKE, of_comfy, of_invoke, of_label
 from safelight.request.samplers import SAMPLERS
 from safelight.resolve.foreign import carry_over
+from safelight.resolve.resolve import resolve
 
 
 @pytest.fixture
@@ -57,7 +59,9 @@ def test_a_picture_of_a1111(catalog: Catalog) -> None:
     assert (request.width, request.height, request.seed, request.cfg) == (512, 768, 1234567890, 6.5)
     assert request.loras == (Lora("style one", 0.7),)
     assert (request.hires_scale, request.hires_strength) == (2.0, 0.55)
-    assert found.left_out == ("A1111 draws its noise on the GPU, if it is not set otherwise",)
+    hashes = [one for one in found.left_out if "was found by its name, and not by the hash" in one]
+    assert [one.partition(" was")[0] for one in hashes] == ["dream v8", "style one"]
+    assert {*found.left_out} - {*hashes} == {"A1111 draws its noise on the GPU, if it is not set otherwise"}
 
 
 def test_a_picture_of_comfyui(catalog: Catalog) -> None:
@@ -75,6 +79,16 @@ def test_a_picture_of_invokeai(catalog: Catalog) -> None:
     assert (request.model, request.prompt_syntax, request.sampler) == ("Dreamshaper 8", "compel", "dpmpp_2m")
     assert "strength 0.6: the input image is not in the file" in found.left_out
     assert any("sd-vae-ft-mse is not in the library" in one for one in found.left_out)
+
+
+def test_defaults_of_the_model_are_said_and_count_only_for_what_the_picture_leaves_out(catalog: Catalog) -> None:
+    set_defaults(catalog.library, "dream v8", {"clip_skip": 1, "vae": "vae-ft-mse", "steps": 9, "sampler": "heun"})
+    said = GenerationData("A1111", "x", model="dream v8", vae="None", steps=4)
+    found = carry_over(said, catalog, FileHashes(catalog.library.root))
+    job = resolve(found.request(), catalog)
+    assert (job.request.clip_skip, job.request.vae, job.request.steps, job.parts) == (0, "", 4, ())
+    assert job.request.sampler == "heun"
+    assert "sampler is not in the file; the model's default heun counts" in found.left_out
 
 
 def test_what_the_library_lacks_is_said(root: Path) -> None:

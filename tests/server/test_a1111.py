@@ -378,3 +378,21 @@ def test_pictures_of_another_shape() -> None:
     for field, value in (("resize_mode", 3), ("inpainting_fill", 2), ("inpainting_fill", 3)):
         with pytest.raises(RequestError, match="latents"):
             ImageToImage(**{"init_images": [sent], "mask": sent, field: value}).given()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"resize_mode": 2, "width": 64, "height": 64},
+        {"resize_mode": 1, "width": 64, "height": 64},
+        {"resize_mode": 1, "width": -8},
+        {"resize_mode": 2, "width": 2**31},
+        {"alwayson_scripts": {"refiner": {"args": [True, "a", "x"]}}},
+    ],
+)
+def test_odd_values_are_no_fault_of_the_server(more: dict[str, Any], http: httpx.Client) -> None:
+    held = io.BytesIO()
+    PILImage.new("RGB", (1000, 1)).save(held, "PNG")
+    body = {"init_images": [base64.b64encode(held.getvalue()).decode()], "steps": 1, "prompt": "x", **more}
+    options = {"override_settings": {"sd_model_checkpoint": "starter-noto"}}
+    assert http.post("/sdapi/v1/img2img", json=body | options).status_code in (200, 422)

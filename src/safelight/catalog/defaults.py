@@ -7,6 +7,8 @@ from dataclasses import replace
 from safelight.catalog.cards import find_card, not_own
 from safelight.catalog.library import Library
 from safelight.catalog.lock import library_lock
+from safelight.catalog.program_defaults import refuse_unfitting
+from safelight.families.registry import families
 from safelight.request.model_defaults import ModelDefaults, check_defaults
 
 
@@ -17,6 +19,10 @@ def set_defaults(library: Library, name: str, values: ModelDefaults) -> ModelDef
     Raises ModelNotFoundError for an unknown name.
     """
     checked = check_defaults(values)
+    card = find_card(library.cards(), library.root, name)
+    known = families().get(card.summary["base"])
+    if known is not None:
+        refuse_unfitting(checked, known, card.summary["variant"] or next(iter(known.variants)))
     with library_lock(library.root):
         model, unread = library.records.get(name), library.unread.find(name, models=True)
         if model is not None:

@@ -21,7 +21,7 @@ from safelight.catalog.lock import library_lock
 from safelight.catalog.other_programs import Candidate
 from safelight.catalog.program_defaults import NONE, ProgramDefaults, beside, fitting
 from safelight.catalog.unread import UnreadFile
-from safelight.errors import InputError, StorageError, UnreadableFileError, UnsupportedModelError
+from safelight.errors import InputError, StorageError, UnreadableFileError, UnsupportedModelError, printable
 from safelight.weights.adapter_file import INVERSION, is_adapter
 from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
 
@@ -118,6 +118,9 @@ class _Importer:
 
     def _examine(self, candidate: Candidate) -> _Result:
         """Read a file's header, and decide what becomes of it."""
+        if "\0" in str(candidate.found.path) or not _is_path(candidate.found.path):
+            shown = Path(printable(str(candidate.found.path)))
+            return _Result(ImportedFile(shown, "refused", note=f"{shown}: is no path that a file can have"))
         path = Path(os.path.normpath(candidate.found.path.absolute()))
         card = self._known.get(os.path.realpath(path))
         if card is not None and not _is_new(card, candidate.found, self._choose_variant):
@@ -150,6 +153,15 @@ class _Importer:
         except InputError as error:
             return ImportedFile(file.path, "refused", note=str(error))
         return replace(file, name=name)
+
+
+def _is_path(path: Path) -> bool:
+    """Return whether the system can encode a path. A program's database may contain anything."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_new(card: Card, found: Found, choose_variant: ChooseVariant) -> bool:
@@ -187,7 +199,7 @@ def _note(identity: Identity, defaults: ProgramDefaults) -> str:
     if identity.layout is not None and identity.variant is None:
         notes.append("say its variant before its first use: import again with --variant")
     if defaults.left_out:
-        notes.append(f"these of its defaults are not taken over: {', '.join(defaults.left_out)}")
+        notes.append(f"these of its defaults are not taken over: {printable(', '.join(defaults.left_out))}")
     return "; ".join(notes)
 
 

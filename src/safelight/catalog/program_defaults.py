@@ -70,7 +70,8 @@ def beside(path: Path) -> ProgramDefaults:
     vae = values.get("vae")
     if not isinstance(vae, str) or vae in ("", "None", "Automatic"):
         return NONE
-    return ProgramDefaults({"vae": Path(vae).stem})
+    # The file may come from Windows.
+    return ProgramDefaults({"vae": Path(vae.replace("\\", "/")).stem})
 
 
 def fitting(found: ProgramDefaults, family: Family, variant: str) -> ProgramDefaults:
@@ -90,6 +91,17 @@ def fitting(found: ProgramDefaults, family: Family, variant: str) -> ProgramDefa
     if "sampler" not in values:
         values.pop("schedule", None)
     return ProgramDefaults(check_defaults(values), tuple(left_out))
+
+
+def refuse_unfitting(values: Mapping[str, Any], family: Family, variant: str) -> None:
+    """Raise RequestError for a default that no request to a model of the family may have."""
+    for name, value in values.items():
+        if not _fits(name, value, family, variant):
+            raise RequestError(name, value, f"does not fit {family.name}, so every request would be refused")
+    schedules = SAMPLERS[values.get("sampler", "euler")].schedules_for(family.noise_of(variant).kind)
+    if values.get("schedule") not in (None, *schedules):
+        sampler = values.get("sampler", "euler")
+        raise RequestError("schedule", values["schedule"], f"the sampler {sampler} has {', '.join(schedules)}")
 
 
 def _fits(name: str, value: Any, family: Family, variant: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from safelight.catalog import other_programs
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.importing import import_files
 from safelight.catalog.lock import library_lock
-from safelight.catalog.other_programs import Candidate
 from safelight.errors import SafelightError
 from safelight.logs import Log
 
@@ -48,7 +47,10 @@ class FolderWatcher:
 
     def __init__(self, folders: Sequence[Path], catalog: Catalog, tell: Callable[[Changes], None]) -> None:
         self._folders, self._catalog, self._tell = folders, catalog, tell
-        self._done: dict[str, Stamp] = {}
+        self._done: dict[Path, dict[str, Stamp]] = {folder: {} for folder in folders}
+        """Of each folder: the files that were imported or refused."""
+        self._seen: dict[str, Stamp] = {}
+        """What the last look saw."""
         self._complaints: dict[Path, str] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="safelight-watch", daemon=True)
@@ -66,39 +68,47 @@ class FolderWatcher:
 
     def look(self) -> Changes:
         """Look at the folders once. Import what is new or changed, and forget what is gone."""
-        present: dict[str, Stamp] = {}
-        new: list[Candidate] = []
-        complete = True
+        seen: dict[str, Stamp] = {}
+        added: list[str] = []
+        gone: list[str] = []
         for folder in self._folders:
             try:
                 candidates = other_programs.read(folder).candidates
             except SafelightError as error:
                 # An unmounted disk is no reason to forget what is on it.
-                complete = False
                 self._complain(folder, str(error))
                 continue
+            done = self._done[folder]
+            if not candidates and done:
+                self._complain(folder, "is empty now; what was in it is kept, because its disk may be absent")
+                continue
             self._complain(folder, "")
-            for candidate in candidates:
-                stamp = _stamp(candidate.found.path)
-                if stamp is not None:
-                    present[str(candidate.found.path)] = stamp
-                    if self._done.get(str(candidate.found.path)) != stamp and _is_settled(stamp):
-                        new.append(candidate)
-        added: list[str] = []
-        for one in import_files(new, self._catalog, lambda _: ""):
-            if one.state == "imported":
-                added.append(one.name)
-            elif one.state == "refused":
-                _log.info("a file in a watched folder is not used", file=str(one.path), why=one.note)
-        self._done |= {str(one.found.path): present[str(one.found.path)] for one in new}
-        gone = self._forget([path for path in self._done if path not in present]) if complete else ()
+            present = {str(one.found.path): stamp for one in candidates if (stamp := _stamp(one.found.path))}
+            seen |= present
+            new = [one for one in candidates if self._is_new(str(one.found.path), present, done)]
+            for one in import_files(new, self._catalog, lambda _: ""):
+                if one.state == "imported":
+                    added.append(one.name)
+                elif one.state == "refused":
+                    _log.info("a file in a watched folder is not used", file=str(one.path), why=one.note)
+            done |= {str(one.found.path): present[str(one.found.path)] for one in new}
+            gone += self._forget([path for path in done if path not in present], done)
+        self._seen = seen
         return Changes(tuple(added), tuple(gone))
 
-    def _forget(self, paths: Iterable[str]) -> list[str]:
+    def _is_new(self, path: str, present: Mapping[str, Stamp], done: Mapping[str, Stamp]) -> bool:
+        """Return whether a file is new or changed, and is not being written.
+
+        It was written a while ago, or is the same as at the last look; a time in the future says nothing.
+        """
+        stamp = present.get(path)
+        return stamp is not None and done.get(path) != stamp and (_is_old(stamp) or self._seen.get(path) == stamp)
+
+    def _forget(self, paths: Iterable[str], done: dict[str, Stamp]) -> list[str]:
         """Take files that are gone from the list of imported ones. Those that were read keep their records."""
         unread, names = self._catalog.library.unread, list[str]()
         for path in paths:
-            del self._done[path]
+            del done[path]
             with library_lock(self._catalog.library.root):
                 listed = unread.find_path(Path(os.path.normpath(Path(path).absolute())))
                 if listed is not None and unread.forget(Path(listed.path)):
@@ -117,8 +127,8 @@ class FolderWatcher:
                 changes = self.look()
                 if changes != Changes():
                     self._tell(changes)
-            except (SafelightError, OSError) as error:
-                _log.warning("watched folders could not be followed", why=str(error))
+            except Exception as error:  # noqa: BLE001 - the thread would end, and nobody would follow the folders
+                _log.warning("watched folders could not be followed", why=f"{type(error).__name__}: {error}")
             if self._stopping.wait(SECONDS):
                 return
 
@@ -132,5 +142,5 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _is_settled(stamp: Stamp) -> bool:
+def _is_old(stamp: Stamp) -> bool:
     return time.time() - stamp[1] / 1e9 > SETTLED_SECONDS

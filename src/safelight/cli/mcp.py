@@ -45,6 +45,8 @@ def mcp(
     for extra in ("server", "mcp"):
         extras.require(extra, "`safelight mcp`")
     settings = loaded(context, root).settings
+    if server is not None and not server.startswith(("http://", "https://")):
+        raise InputError(f"--server {server}: must be an address such as http://127.0.0.1:9090")
     import httpx
 
     from safelight.server.mcp_tools import make_server

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, loaded, say_json
+from safelight.errors import InputError
 
 DEFAULTS_EXAMPLES = (
     "Examples: `safelight models defaults dream steps=30 sampler='DPM++ 2M Karras'`"
@@ -89,6 +90,8 @@ def hashes(
     for card in [find_card(every, library.root, name) for name in names] if names else every:
         found = known.of(card.path)
         if found is None:
+            if names:
+                raise InputError(f"{card.path}: {card.name} is a folder, or its file is gone; it has no hash")
             continue
         if as_json:
             say_json({"name": card.name, "path": str(card.path), **asdict(found)})

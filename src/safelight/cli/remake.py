@@ -10,6 +10,7 @@ import typer
 from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, loaded, say_json
 from safelight.errors import CorruptFileError, InputError, RequestError, SafelightError
+from safelight.request.model_defaults import OWN_VAE
 from safelight.request.results import Image
 from safelight.request.schema import Request
 from safelight.request.stored import read_request
@@ -67,8 +68,9 @@ def remake(
     engine = open_engine(as_recorded(settings, recorded))
     image = next(engine.generate(request_of(path, metadata, model or _model_of(engine, metadata))))
     same = image.pixels_sha256 == metadata["pixels_sha256"]
-    # A lossy file never has the exact pixels, so its metadata alone tells whether the image is the same.
-    untouched = held == metadata["pixels_sha256"] or "encoding" in metadata
+    # A lossy file never has the exact pixels, so nothing tells whether it was edited.
+    lossy = "encoding" in metadata and path.suffix.lower() != ".png"
+    untouched = None if lossy else held == metadata["pixels_sha256"]
     saved = save(image, out, values.file_form(settings)) if out is not None else None
     other = _differences(metadata, image)
     other |= {f"numerics.{name}": change for name, change in _numerics(metadata, image).items()}
@@ -87,7 +89,7 @@ def remake(
         )
     else:
         _say(path, image, metadata["pixels_sha256"], untouched, other)
-    if not same or not untouched:
+    if not same or untouched is False:
         raise typer.Exit(1)
 
 
@@ -136,6 +138,8 @@ def as_recorded(settings: Settings, recorded: dict[str, Any]) -> Settings:
 def request_of(path: Path, metadata: Any, model: str) -> Request:
     """The request in an image's metadata, for ``model``. Raises CorruptFileError if it cannot be read."""
     stored = metadata["request"] | {"model": model, "precision": metadata["run"]["dtype"]}
+    # The model may have got a default VAE since.
+    stored["vae"] = stored.get("vae") or OWN_VAE
     try:
         return read_request(stored, metadata["version"])
     except RequestError as error:
@@ -173,8 +177,10 @@ def distrusted(context: typer.Context, root: Path | None, path: Path) -> Reprodu
     return Reproduction(path, metadata, held, model, image, None, again, other, versions, _numerics(metadata, image))
 
 
-def _say(path: Path, image: Image, recorded: str, untouched: bool, other: dict[str, str]) -> None:
-    if image.pixels_sha256 == recorded and untouched:
+def _say(path: Path, image: Image, recorded: str, untouched: bool | None, other: dict[str, str]) -> None:
+    if image.pixels_sha256 == recorded and untouched is None:
+        typer.echo("the new image is the recorded one, pixel for pixel; a lossy file cannot tell whether it was edited")
+    elif image.pixels_sha256 == recorded and untouched:
         typer.echo("the same, pixel for pixel")
     elif image.pixels_sha256 == recorded:
         typer.echo("the new image has the recorded pixels, but this file was edited after it was made")

@@ -387,18 +387,20 @@ class Transfers:
                 return sent
         raise TransferError(what, self.device.name, source.numel())
 
-    def bring(self, what: str, tensor: torch.Tensor) -> torch.Tensor:
+    def bring(self, what: str, tensor: torch.Tensor, always_verify: bool = False) -> torch.Tensor:
         """Copy a tensor of host memory to the device, into memory of torch's allocator.
 
         ``what``: names its content. It decides together with the policy whether the copy is verified.
         ``tensor``: contiguous.
+        ``always_verify``: verify this copy, unless the policy is ``off``.
         Raises TransferError: see :meth:`push`.
         """
         target = torch.empty(tensor.numel() * tensor.element_size(), dtype=torch.uint8, device=self.device.torch)
         if tensor.numel():
             # The allocator may give memory that submitted work still uses.
             self.device.record_fence().wait()
-            self.push(what, tensor.view(-1).view(torch.uint8), target, self.verification.due(what))
+            verify = self.verification.due(what) or (always_verify and self.verification.policy != "off")
+            self.push(what, tensor.view(-1).view(torch.uint8), target, verify)
         return target.view(tensor.dtype).view(tensor.shape)
 
     def _copy(self, source: torch.Tensor, target: torch.Tensor) -> list[Fence]:

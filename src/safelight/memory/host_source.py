@@ -17,7 +17,7 @@ from safelight.memory.plan import Piece
 from safelight.memory.residency import Residency
 from safelight.memory.source import Checksums, Fetcher, SegmentBuffer, Unverified, apply_overlay, changed_result
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import OverlaidComponent, Overlay
+from safelight.weights.overlay import OverlaidComponent, Overlay, digests
 
 _log = Log(__name__)
 
@@ -64,7 +64,8 @@ class HostSource:
         finally:
             del self._fetchers[fetcher]
             if fetcher.close() and not self._keep:
-                self.host.drop(component.digest)
+                for digest in digests(component):
+                    self.host.drop(digest)
                 self.host.pool.trim()
 
     def compute_checksums(self, buffer: SegmentBuffer) -> Checksums:
@@ -106,6 +107,8 @@ class _HostFetcher:
         self._stack = contextlib.ExitStack()
         self._lease: Lease | None = None
         self._overlays: Mapping[str, Overlay] | None = None
+        # Set while the first result of an overlay is computed, with which later ones are compared.
+        self._verify_adapters = False
 
     def fetch(self, buffers: Sequence[SegmentBuffer]) -> list[Checksums]:
         """See :class:`Fetcher`."""
@@ -132,9 +135,10 @@ class _HostFetcher:
                 self._lock.release()
 
     def close(self) -> bool:
-        """End the host's leases. Returns whether the component was leased."""
+        """End the host's leases. Returns whether there were any."""
         with self._lock:
-            leased, self._lease, self._overlays = self._lease is not None, None, None
+            leased = self._lease is not None or self._overlays is not None
+            self._lease, self._overlays = None, None
             self._stack.close()
             return leased
 
@@ -146,16 +150,19 @@ class _HostFetcher:
         with self._lock:
             if self._overlays is None:
                 assert self._overlaid is not None
-                opened = self._overlaid.open_overlays(self._source.transfers.bring)
+                opened = self._overlaid.open_overlays(self._bring)
                 self._overlays = self._stack.enter_context(opened)
             return self._overlays
+
+    def _bring(self, what: str, tensor: torch.Tensor) -> torch.Tensor:
+        return self._source.transfers.bring(what, tensor, self._verify_adapters)
 
     def _copy(self, buffer: SegmentBuffer) -> Checksums:
         touched: list[str] = []
         if self._overlaid is not None:
             touched = [one.name for one in buffer.segment.tensors if self._overlaid.arrives_with_overlay(one)]
         with self._lock:
-            if touched:
+            if self._overlaid is not None:
                 # The adapters are leased first. The component takes the room that is left.
                 self._open_overlays()
             if self._lease is None:
@@ -163,7 +170,9 @@ class _HostFetcher:
                     self._underlying, self._dtype, Use(unread=self._unread), self._background
                 )
                 self._lease = self._stack.enter_context(lease)
-            arrived = self._push(self._lease, buffer)
+            # Without a sum of the result, only the copy itself can be verified.
+            first = bool(touched) and self._source.known_sum(buffer.segment.piece) is None
+            arrived = self._push(self._lease, buffer, first)
             return self._overlay(buffer, touched, arrived) if touched else arrived
 
     def _overlay(self, buffer: SegmentBuffer, touched: Sequence[str], arrived: Checksums) -> Checksums:
@@ -171,11 +180,17 @@ class _HostFetcher:
 
         Raises IntegrityError if the result differs from that of the first time.
         """
-        with torch_threads(self._source.threads):
-            for name in touched:
-                self.apply_overlay(name, buffer.tensors[name])
         piece = buffer.segment.piece
         known = self._source.known_sum(piece)
+        self._verify_adapters = known is None
+        try:
+            with torch_threads(self._source.threads):
+                for name in touched:
+                    self.apply_overlay(name, buffer.tensors[name])
+        finally:
+            self._verify_adapters = False
+            # Another thread may compute with the segment, on another stream.
+            self._source.transfers.device.record_fence().wait()
         if isinstance(arrived, Unverified):
             return Unverified(known)
         result = sums.compute_sum(buffer.slab.base[: buffer.segment.nbytes])
@@ -186,11 +201,12 @@ class _HostFetcher:
         self._source.store_sum(piece, result)
         return result
 
-    def _push(self, lease: Lease, buffer: SegmentBuffer) -> Checksums:
+    def _push(self, lease: Lease, buffer: SegmentBuffer, always_verify: bool) -> Checksums:
         index, what = buffer.segment.piece.index, buffer.segment.label
         piece, transfers = lease.segments[index].piece, self._source.transfers
         # The key is the piece, because labels do not name the model.
         verify = transfers.verification.due(f"{piece.component_key} {index}")
+        verify |= always_verify and transfers.verification.policy != "off"
         if verify and not lease.verify_segment(index):
             _log.warning("weights in host memory were corrupted; reading them again", what=what)
             lease.refetch_segment(index)

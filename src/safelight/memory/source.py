@@ -59,6 +59,18 @@ class SegmentBuffer:
     def of(cls, segment: Segment, slab: Slab) -> SegmentBuffer:
         return cls(segment, slab, slab_views.views(slab.base, segment.tensors, segment.dtypes))
 
+    def clear_padding(self) -> None:
+        """Set the bytes between tensors, and behind the last one, to zero. The slab is in host memory.
+
+        Sums on a device cover them, and what was in the slab before must not change a sum.
+        """
+        base, at = self.slab.base, 0
+        for tensor in self.tensors.values():
+            start = tensor.data_ptr() - base.data_ptr()
+            base[at:start].zero_()
+            at = start + tensor.numel() * tensor.element_size()
+        base[at : self.segment.nbytes].zero_()
+
 
 class Fetcher(Protocol):
     """Fetches the segments of one component, any number of times."""
@@ -174,6 +186,8 @@ class _FileFetcher:
 
     def fetch(self, buffers: Sequence[SegmentBuffer]) -> list[Checksums]:
         """See :class:`Fetcher`."""
+        for buffer in buffers:
+            buffer.clear_padding()
         keys = [(self.digest, buffer.segment.piece) for buffer in buffers]
         reads = [
             read
@@ -214,6 +228,8 @@ class _OverlayingFetcher(_FileFetcher):
             found.update(zip(plain, super().fetch(plain), strict=True))
         found.update((buffer, self._read_scratch(buffer)) for buffer in with_overlays)
         missing = [buffer for buffer, checksums in found.items() if checksums is None]
+        for buffer in missing:
+            buffer.clear_padding()
         read_all(
             [r for m in missing for r in slab_views.reads(m.segment.tensors, m.tensors, hash_result=False)],
             self.threads,

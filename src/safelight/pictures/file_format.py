@@ -26,8 +26,8 @@ ENDINGS: Mapping[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".w
 LOSSLESS = 100
 """The quality with which a WebP file has exactly the pixels of the image. JPEG never has."""
 
-MOST_XMP_BYTES = 65_502
-"""A JPEG file has an XMP packet in one segment."""
+MOST_XMP_BYTES, MOST_EXIF_BYTES = 65_502, 65_533
+"""A JPEG file has an XMP packet and an Exif block in one segment each."""
 
 
 def encode(image: Image, form: ImageFormat = "png", quality: int = LOSSLESS) -> bytes:
@@ -57,6 +57,9 @@ def encode_picture(picture: PILImage.Image, metadata: Mapping[str, Any], form: I
         problem = f"cannot hold {len(packet)} bytes of metadata, at most {MOST_XMP_BYTES}; use png or webp"
         raise RequestError("image_format", form, problem)
     exif = infotext.exif_of(parameters(metadata))
+    if form == "jpeg" and len(exif) > MOST_EXIF_BYTES:
+        problem = f"cannot hold {len(exif)} bytes of prompts and settings, at most {MOST_EXIF_BYTES}; use png or webp"
+        raise RequestError("image_format", form, problem)
     if form == "jpeg":
         picture.save(out, "JPEG", quality=quality, subsampling=0, exif=exif, xmp=packet)
     else:

@@ -18,7 +18,14 @@ import torch
 
 from safelight.errors import IntegrityError
 from safelight.memory.lease import Lease
-from safelight.weights.adapter_formulas import DEVICE_CHUNK_ELEMENTS, AppliedChange, add_changes, is_low_rank
+from safelight.weights.adapter_formulas import (
+    DEVICE_CHUNK_ELEMENTS,
+    AppliedChange,
+    add_products,
+    changing,
+    is_low_rank,
+    reads_weight,
+)
 from safelight.weights.adapter_mapping import WeightChange
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
@@ -27,7 +34,7 @@ from safelight.weights.overlay import Bring, Overlay, with_overlays
 Leasing = Callable[[ComponentManifest], AbstractContextManager[Lease]]
 """Leases an adapter's tensors in host memory, fp32."""
 
-TENSORS_AT_ONCE = 4
+TENSORS_AT_ONCE = 6
 """How many fp32 tensors of the size of a weight exist while an overlay is computed that is more than plain LoRAs."""
 
 
@@ -106,6 +113,9 @@ def stack_adapters(
                 digest: _VerifiedLease(stack.enter_context(leasing(held)), bring) for digest, held in sources.items()
             }
             yield {name: _overlay(changes_by_weight.get(name, ()), rows.get(name, ()), leases) for name in touched}
+            # A weight that stays quantised uses its adapters until the end, so they must still be right.
+            for one in leases.values():
+                one.verify_again()
 
     content = hash_texts(
         *(layer.content_key for layer in active), *sorted(replacement.content_key for replacement in replacements)
@@ -120,14 +130,23 @@ class _VerifiedLease:
     def __init__(self, lease: Lease, bring: Bring) -> None:
         self._lease, self._bring, self._verified = lease, bring, False
 
+    def verify_again(self) -> None:
+        """Verify the bytes again if they were used. Raises IntegrityError."""
+        if self._verified:
+            self._verify()
+
+    def _verify(self) -> None:
+        for index, resident in list(self._lease.residents.items()):
+            if not self._lease.verify_segment(index):
+                resident.corrupted = True
+                first = resident.buffer.segment.tensors[0]
+                raise IntegrityError(first.path, first.name, "was corrupted in memory", "It will be read again.")
+
     @contextmanager
     def use_tensors(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
         """Yield the named tensors. Raises IntegrityError if bytes in memory differ from those that were read."""
         if not self._verified:
-            for index, resident in self._lease.residents.items():
-                if not self._lease.verify_segment(index):
-                    first = resident.buffer.segment.tensors[0]
-                    raise IntegrityError(first.path, first.name, "was corrupted in memory", "It will be read again.")
+            self._verify()
             self._verified = True
         with self._lease.use_tensors(names) as tensors:
             digest = self._lease.component.digest[:16]
@@ -153,19 +172,24 @@ def _overlay(
     replacements: Sequence[RowReplacement],
     leases: Mapping[str, _VerifiedLease],
 ) -> Overlay:
+    @contextmanager
+    def opened(layer: AdapterLayer, change: WeightChange, strength: float) -> Generator[AppliedChange]:
+        with leases[layer.source.digest].use_tensors(list(change.slots.values())) as tensors:
+            slots = dict(zip(change.slots, tensors, strict=True))
+            tensors.clear()
+            yield AppliedChange(change, slots, strength, layer.scale)
+            slots.clear()
+
     def apply(weight: torch.Tensor) -> None:
-        if changes:
+        if changes and all(is_low_rank(change.kind, change.slots) for _, change, _ in changes):
             with ExitStack() as used:
-                applied: list[AppliedChange] = []
-                for layer, change, strength in changes:
-                    names = list(change.slots.values())
-                    tensors = used.enter_context(leases[layer.source.digest].use_tensors(names))
-                    slots = dict(zip(change.slots, tensors, strict=True))
-                    applied.append(AppliedChange(change, slots, strength, layer.scale))
-                    tensors.clear()
-                    del slots, tensors
-                add_changes(weight, applied)
-                applied.clear()
+                add_products(weight, [used.enter_context(opened(*one)) for one in changes])
+        elif changes:
+            # One after the other: each may be as large as the weight.
+            with changing(weight, any(reads_weight(change) for _, change, _ in changes)) as add:
+                for one in changes:
+                    with opened(*one) as applied:
+                        add(applied)
         for replacement in replacements:
             with leases[replacement.source.digest].use_tensors([replacement.tensor_name]) as tensors:
                 weight[list(replacement.rows)] = tensors.pop().to(weight.dtype)

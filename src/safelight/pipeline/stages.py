@@ -256,7 +256,8 @@ def plan_uses(
         if resources.working_memory_override is None
         else resources.working_memory_override
     )
-    # Overlays are computed before the stage computes, so the larger of both needs is enough.
+    # What is computed when a segment arrives is over before the stage computes, so the larger of both needs is enough.
+    # What is computed meanwhile is part of the workload.
     working_memory_bytes = max(
         working_memory_bytes, *(c.working_bytes if isinstance(c, OverlaidComponent) else 0 for c, _ in components)
     )

@@ -34,7 +34,8 @@ def describe_workload(
     kind = component.role + variant + (" quantised" if component.compact else "")
     overlays = overlay_bytes_while_computing(component, run_settings)
     if overlays:
-        kind += " adapters"
+        # Kinds of adapters need different amounts.
+        kind += f" adapters {overlays >> 20}"
     name = " ".join(
         (kind, config.label, str(dtype).removeprefix("torch."), run_settings.attention, run_settings.device)
     )

@@ -17,6 +17,10 @@ FIELDS = ("width", "height", "steps", "cfg", "guidance", "shift", "sampler", "sc
 """The fields that a model may have defaults for."""
 
 
+OWN_VAE = "own"
+"""The value of a request's ``vae`` that means the model's own, whatever the model's defaults name."""
+
+
 def check_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values in the order of :data:`FIELDS`.
 

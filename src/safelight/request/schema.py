@@ -194,8 +194,8 @@ class Request(AssumedValues):
     vae: Annotated[
         str,
         FieldDeclaration(
-            help="A VAE in place of the model's own: the name of a VAE or of a model. By default the one that the"
-            " model's defaults name.",
+            help="A VAE in place of the model's own: the name of a VAE or of a model; own: the model's own. By"
+            " default the one that the model's defaults name, or the model's own.",
             group=PROMPTS,
             a1111="override_settings.sd_vae",
         ),

@@ -20,6 +20,7 @@ from safelight.request.adapters import Lora
 from safelight.request.bounds import MOST_SEED
 from safelight.request.field import fields_of
 from safelight.request.foreign_samplers import EVENLY, of_comfy, of_invoke, of_label
+from safelight.request.model_defaults import OWN_VAE, fill_in
 from safelight.request.prompts.loras import extract_lora_tags
 from safelight.request.samplers import SAMPLERS, Schedule
 from safelight.request.schema import Request
@@ -31,7 +32,7 @@ COMFY_NAMES: tuple[Program, ...] = ("ComfyUI", "SwarmUI", "Fooocus")
 COUNTS_FROM_ZERO: tuple[Program, ...] = ("Safelight", "InvokeAI")
 """Programs whose CLIP skip is the number of skipped layers. For the others it is one more."""
 
-OWN_VAE = ("none", "automatic", "default (model)")
+NO_VAE = ("none", "automatic", "default (model)")
 """What programs write if the model's own VAE was used."""
 
 NO_MATTER = ("version", "hash", "ti hashes", "app_version", "generation_mode", "software", "source", "rng")
@@ -87,6 +88,8 @@ class _Carrying:
         self._rest()
         if card is not None and family is not None:
             self._drop_what_the_family_lacks(card.name, family, card.summary["variant"])
+            own = fill_in(Carried(card.name, self._fields, ()).request(), card.summary["defaults"])
+            self._left_out += [f"{name} is not in the file; the model's default {own[name]} counts" for name in own]
         return Carried("" if card is None else card.name, self._fields, tuple(self._left_out))
 
     def _drop_what_the_family_lacks(self, model: str, family: Family, variant: str) -> None:
@@ -118,7 +121,7 @@ class _Carrying:
         skip = data.clip_skip
         if skip is not None and data.program not in COUNTS_FROM_ZERO:
             skip -= 1
-        wanted = {"seed": data.seed, "steps": data.steps, "cfg": data.cfg, "clip_skip": skip or None}
+        wanted = {"seed": data.seed, "steps": data.steps, "cfg": data.cfg, "clip_skip": skip or 0}
         wanted |= {"guidance": data.guidance, "shift": data.shift}
         wanted |= self._size(family)
         for name, value in wanted.items():
@@ -158,11 +161,13 @@ class _Carrying:
             self._left_out.append(f"the schedule {data.schedule} spreads the steps a little otherwise than {found[1]}")
 
     def _vae(self) -> None:
-        if not self._data.vae or self._data.vae.lower() in OWN_VAE:
+        if not self._data.vae or self._data.vae.lower() in NO_VAE:
+            self._fields["vae"] = OWN_VAE
             return
         names = [card for card in self._adapters if card.kind == "vae"]
         card = self._find([*names, *self._models], self._data.vae, "")
         if card is None:
+            self._fields["vae"] = OWN_VAE
             self._left_out.append(f"the VAE {self._data.vae} is not in the library; the model's own is used")
         else:
             self._fields["vae"] = card.name
@@ -174,8 +179,11 @@ class _Carrying:
             card = self._find(cards, one.name, one.digest)
             if card is None:
                 self._left_out.append(f"the LoRA {one.name} ({one.strength:g}) is not in the library")
-            else:
+                continue
+            try:
                 found.append(Lora(card.name, one.strength))
+            except RequestError as error:
+                self._left_out.append(f"the LoRA {one.name}: {error}")
         if found:
             self._fields["loras"] = tuple(found)
 
@@ -217,7 +225,12 @@ class _Carrying:
         stem = _comparable(file_stem(name))
         if not stem:
             return None
-        return next((card for card in listed if stem in (_comparable(card.name), _comparable(card.stem))), None)
+        card = next((card for card in listed if stem in (_comparable(card.name), _comparable(card.stem))), None)
+        if card is not None and wanted:
+            known = self._hashes.known(card.path)
+            todo = "its hash is not known yet (`safelight models hashes`)" if known is None else "it is another file"
+            self._left_out.append(f"{card.name} was found by its name, and not by the hash {digits[:16]}: {todo}")
+        return card
 
 
 def _comparable(name: str) -> str:

@@ -12,7 +12,7 @@ from safelight.errors import ModelNotFoundError, RequestError
 from safelight.request.adapters import Control
 from safelight.request.assumed import USUAL_SAMPLER
 from safelight.request.job import ComponentReference, Job, ModelReference
-from safelight.request.model_defaults import fill_in
+from safelight.request.model_defaults import OWN_VAE, fill_in
 from safelight.request.prompts import loras, tags
 from safelight.request.schema import Request
 from safelight.resolve import inversions, parts
@@ -53,7 +53,8 @@ def resolve(
         for lora in (*request.loras, *prompt_loras, *negative_loras)
     ]
     resolved_fields: dict[str, Any] = resolve_pictures(request, catalog.inputs, by_path, model)
-    replacements, named = _find_replacements(_with_default_vae(request, model, catalog), model, catalog, by_path)
+    request = _with_default_vae(request, model, catalog)
+    replacements, named = _find_replacements(request, model, catalog, by_path)
     controls = tuple(_resolve_control(control, model, catalog, by_path) for control in request.controls)
     refiner = parts.find_refiner(request, catalog.library, by_path)
     if refiner is not None:
@@ -105,6 +106,8 @@ def _with_default_vae(request: Request, model: Model, catalog: Catalog) -> Reque
 
     Raises RequestError if there is no such VAE any more.
     """
+    if request.vae == OWN_VAE:
+        return replace(request, vae="")
     vae = "" if request.vae else str(model.defaults.get("vae", ""))
     if not vae:
         return request

@@ -124,10 +124,14 @@ def from_elsewhere(connection: HTTPConnection, key: str | None, origins: Collect
     ``origins``: the setting ``allow_origins``.
     """
     host = connection.headers.get("host", "")
-    name = urlsplit(f"//{host}").hostname or ""
+    origin = connection.headers.get("origin")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        place = None if origin is None else urlsplit(origin).netloc
+    except ValueError:
+        return f"the host {host!r} or the origin {origin!r} is no address"
     if key is None and not is_loopback(name):
         return f"the host {host!r} is not this machine; set --api-key if other machines use this server"
-    origin = connection.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host and origin not in origins:
+    if place is not None and place != host and origin not in origins:
         return f"pages of {origin!r} may not use this server; the setting allow_origins allows them"
     return None

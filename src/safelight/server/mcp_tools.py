@@ -167,6 +167,8 @@ class _Tools:
         self, job: Annotated[str, Field(description="The identifier that a tool returned.")]
     ) -> JobState:
         """Say whether a job waits, runs, is done or has failed, and which images it has made."""
+        if not _is_identifier(job):
+            raise ToolError(f"{job[:60]!r} is no identifier of a job")
         async with self._connect() as client:
             found = await _get(client, f"/api/v1/jobs/{job}")
             images = await _get(client, f"/api/v1/jobs/{job}/images")
@@ -183,10 +185,10 @@ class _Tools:
         """Return an input image as a data URL. Raises ToolError."""
         if given.startswith("data:"):
             return given
-        if len(given) == 32 and all(sign in "0123456789abcdef" for sign in given):
+        if _is_identifier(given):
             answer = await _answer(client.get(f"/api/v1/images/{given}/file"))
             return f"data:image/png;base64,{base64.b64encode(answer.content).decode()}"
-        path = Path(given).expanduser() if self._paths and len(given) < 4096 else None
+        path = _user_path(given) if self._paths and len(given) < 4096 else None
         if path is not None and path.is_file():
             if path.stat().st_size > MOST_IMAGE_BYTES:
                 raise ToolError(f"{path} has more than {MOST_IMAGE_BYTES >> 20} MB")
@@ -197,6 +199,18 @@ class _Tools:
             kinds = "an image's identifier, a data: URL, or base64" + (", or the path of a file" if self._paths else "")
             raise ToolError(f"{given[:60]!r} is not {kinds}") from None
         return f"data:image/png;base64,{given}"
+
+
+def _is_identifier(text: str) -> bool:
+    return len(text) == 32 and all(sign in "0123456789abcdef" for sign in text)
+
+
+def _user_path(text: str) -> Path | None:
+    """Return the path that a user wrote, None if it is none."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return None
 
 
 async def _make(client: httpx.AsyncClient, ctx: Context, model: str, fields: dict[str, Any]) -> CallToolResult:

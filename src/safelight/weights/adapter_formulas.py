@@ -7,7 +7,8 @@ Hyeon-Woo et al. 2021, arXiv 2108.06098) and LoKr, as LyCORIS (arXiv 2309.14859)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,16 +60,31 @@ def add_changes(weight: torch.Tensor, applied: Sequence[AppliedChange]) -> None:
     ``weight``: any dtype, contiguous.
     """
     if all(is_low_rank(one.change.kind, one.slots) for one in applied):
-        _add_products(weight, applied)
+        add_products(weight, applied)
         return
+    with changing(weight, any(reads_weight(one.change) for one in applied)) as add:
+        for one in applied:
+            add(one)
+
+
+@contextmanager
+def changing(weight: torch.Tensor, reads: bool) -> Generator[Callable[[AppliedChange], None]]:
+    """Yield a function that adds a change to a copy of a weight. The sum is rounded once, when the context ends.
+
+    ``weight``: any dtype, contiguous.
+    ``reads``: whether any change depends on the weight's values (:func:`reads_weight`).
+    """
     wide = weight.float()
-    total = wide.clone() if wide is weight or any(reads_weight(one.change) for one in applied) else wide
-    for one in applied:
+    total = wide.clone() if wide is weight or reads else wide
+
+    def add(one: AppliedChange) -> None:
         if is_low_rank(one.change.kind, one.slots):
             up, down = _pair(one)
             total.view(up.shape[0], down.shape[1]).addmm_(up, down, alpha=_factor_of(one))
         else:
             total.add_(difference(one.change, one.slots, wide, one.scale), alpha=one.strength)
+
+    yield add
     weight.copy_(total)
 
 
@@ -87,7 +103,7 @@ A chunk stays in the CPU's caches. A GPU needs larger ones to be busy.
 """
 
 
-def _add_products(weight: torch.Tensor, applied: Sequence[AppliedChange]) -> None:
+def add_products(weight: torch.Tensor, applied: Sequence[AppliedChange]) -> None:
     """Add the products of plain LoRAs, a few rows at a time, because memory for the whole in fp32 takes longest."""
     pairs = [(*_pair(one), _factor_of(one)) for one in applied]
     rows = weight.view(weight.shape[0], -1)

@@ -15,8 +15,10 @@ from safelight.errors import RequestError
 from safelight.pipeline import sizes
 from safelight.request.adapters import PREPROCESSORS, Control, ControlMode, Resize
 from safelight.request.bounds import MOST_SIDE
+from safelight.request.field import fields_of
 from safelight.request.foreign_samplers import EVENLY
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
+from safelight.request.schema import Request
 from safelight.request.values import UPSCALERS
 from safelight.server.apis.a1111_neutral import FIELDS, OPTIONS, UNIT, refuse, refuse_script
 
@@ -77,6 +79,13 @@ class TextToImage(BaseModel):
             values |= self._high_resolution()
         return values
 
+    def sides(self) -> tuple[int, int]:
+        """Return width and height. Raises RequestError for sides that no image has."""
+        found = self.width or 512, self.height or 512
+        for name, side in zip(("width", "height"), found, strict=True):
+            fields_of(Request)[name].check(side)
+        return found
+
     def refiner(self) -> tuple[str, float] | None:
         """Return the title of the refiner and the share of the noise levels from which it computes; None without one.
 
@@ -92,13 +101,15 @@ class TextToImage(BaseModel):
                 if not isinstance(values, list) or len(values) != 3:
                     raise RequestError("alwayson_scripts", name, "has three args: enabled, checkpoint, switch at")
                 title, share = values[1], values[2]
-        if title in (None, "", "None", "none") or share is None or share >= 1:
+        if title in (None, "", "None", "none") or share is None or (isinstance(share, int | float) and share >= 1):
             # With a share of 1, A1111 never switches.
             return None
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise RequestError("refiner_switch_at", share, "must be a number")
         return str(title), float(share)
 
     def _high_resolution(self) -> dict[str, Any]:
-        width, height = self.width or 512, self.height or 512
+        width, height = self.sides()
         scale = self.hr_scale or 2.0
         if self.hr_resize_x or self.hr_resize_y:
             scale = self.hr_resize_x / width if self.hr_resize_x else (self.hr_resize_y or 0) / height
@@ -289,10 +300,10 @@ class ImageToImage(TextToImage):
         # With "only masked", A1111 cuts out a part that has the right shape.
         if self.resize_mode == 0 or (self.mask and self.inpaint_full_res):
             return _data(picture)
-        fit = crop_and_resize if self.resize_mode == 1 else resize_and_fill
+        fit, sides = crop_and_resize if self.resize_mode == 1 else resize_and_fill, self.sides()
         # The mask keeps its transparency, which as_mask reads.
         opened = decode_image(field, _bytes(field, picture), transparent=field == "mask")
-        return _png(fit(opened, self.width or 512, self.height or 512))
+        return _png(fit(opened, *sides))
 
     def _blur(self) -> int:
         """Return the blur of the mask; as in A1111, ``mask_blur`` overrides the two other fields."""
@@ -306,21 +317,18 @@ class ImageToImage(TextToImage):
 
 
 def crop_and_resize(picture: PILImage.Image, width: int, height: int) -> PILImage.Image:
-    """Resize a picture so that it covers the size, and cut off the rest; as in A1111's ``images.resize_image``."""
-    wider = width / height > picture.width / picture.height
-    across = width if wider else picture.width * height // picture.height
-    down = picture.height * width // picture.width if wider else height
-    whole = picture.resize((across, down), PILImage.Resampling.LANCZOS)
-    out = PILImage.new(picture.mode, (width, height))
-    out.paste(whole, (width // 2 - across // 2, height // 2 - down // 2))
-    return out
+    """Cut the middle of a picture, in the shape of the size, and resize it; as A1111's ``images.resize_image``."""
+    across = min(picture.width, picture.height * width / height)
+    down = min(picture.height, picture.width * height / width)
+    left, top = (picture.width - across) / 2, (picture.height - down) / 2
+    return picture.resize((width, height), PILImage.Resampling.LANCZOS, (left, top, left + across, top + down))
 
 
 def resize_and_fill(picture: PILImage.Image, width: int, height: int) -> PILImage.Image:
     """Resize a picture so that it fits within the size, and fill the rest with the colours of its edges."""
     wider = width / height > picture.width / picture.height
-    across = picture.width * height // picture.height if wider else width
-    down = height if wider else picture.height * width // picture.width
+    across = max(1, picture.width * height // picture.height) if wider else width
+    down = height if wider else max(1, picture.height * width // picture.width)
     whole = picture.resize((across, down), PILImage.Resampling.LANCZOS)
     left, top = width // 2 - across // 2, height // 2 - down // 2
     out = PILImage.new(picture.mode, (width, height))

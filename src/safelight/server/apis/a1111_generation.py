@@ -18,6 +18,7 @@ from safelight.pictures.chunks import parameters, schedule_label
 from safelight.queue.database import StoredImage
 from safelight.queue.job import QueuedJob
 from safelight.request.field import fields_of
+from safelight.request.model_defaults import OWN_VAE as OWN
 from safelight.request.samplers import Schedule, a1111_name
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
@@ -70,6 +71,10 @@ class GenerationRoutes:
         override = asked.override_settings or {}
         model = self._model(override, client)
         sampler, schedule = _sampling(asked, model)
+        width, height = (_given(asked, side, model, side) for side in ("width", "height"))
+        # What follows from the size needs it, whoever says it.
+        sides = {"width": width or model.defaults.get("width"), "height": height or model.defaults.get("height")}
+        asked = asked.model_copy(update=sides)
         count = asked.batch_size * asked.n_iter
         seed = asked.seed if asked.seed is not None and asked.seed >= 0 else intake.some_seed(count)
         strength = asked.subseed_strength or 0.0
@@ -87,8 +92,8 @@ class GenerationRoutes:
             negative=asked.negative_prompt or "",
             seed=seed,
             steps=_given(asked, "steps", model, "steps"),
-            width=_given(asked, "width", model, "width"),
-            height=_given(asked, "height", model, "height"),
+            width=width,
+            height=height,
             cfg=_given(asked, "cfg_scale", model, "cfg"),
             # Forge's clients send it for every model.
             guidance=asked.distilled_cfg_scale if model.has_distilled_guidance else None,
@@ -96,7 +101,7 @@ class GenerationRoutes:
             schedule=schedule,
             count=count,
             clip_skip=None if default_skip else skip - 1,
-            vae="" if vae in OWN_VAE else str(vae),
+            vae={"Automatic": "", "None": OWN}.get(str(vae), str(vae)),
             variation_seed=subseed if strength else 0,
             variation_strength=strength,
             refiner="" if refiner is None else self._refiner(refiner[0]),
@@ -136,12 +141,12 @@ def _given(asked: TextToImage, name: str, model: Model, field: str) -> Any:
 
 
 def _sampling(asked: TextToImage, model: Model) -> tuple[str | None, Schedule | None]:
-    """Return sampler and schedule. Both are None if the client names none and the model has a default."""
+    """Return sampler and schedule. Both are None if the client names none and the model has a default for one."""
     name = asked.sampler_name or asked.sampler_index
-    if not name and not asked.scheduler and "sampler" in model.defaults:
+    if not name and not asked.scheduler and model.defaults.keys() & {"sampler", "schedule"}:
         return None, None
     refuse_evenly(asked.scheduler, model.family.noise.kind)
-    return sampler_of(name or "Euler", asked.scheduler)
+    return sampler_of(name or a1111_name(model.defaults.get("sampler", "euler")), asked.scheduler)
 
 
 def _layers(asked: TextToImage, override: dict[str, Any]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -277,7 +278,13 @@ class OpenAIRoutes:
 
         The other fields are those of edits. ``strength`` is 0.5 if it is not set.
         """
-        asked = _read({"prompt": "", **_texts(await http.form())})
+        form = await http.form()
+        for name in ("prompt", "mask", "image[]"):
+            if name in form:
+                raise RequestError(name, "", "is not for variations; use images/edits")
+        if len(form.getlist("image")) > 1:
+            raise RequestError("image", f"{len(form.getlist('image'))} pictures", "a variation is of one picture")
+        asked = _read({"prompt": "", **_texts(form)})
         if asked.asked("strength") is None:
             asked = asked.model_copy(update={"strength": VARIATION_STRENGTH})
         digest = await bridge.run(self._control.catalog.inputs.store, "image", await image.read())
@@ -409,7 +416,7 @@ def _steps(asked: ImageGeneration, given: Any) -> int | None:
     if by_quality is not None:
         raise RequestError("quality", asked.quality, "sets the number of steps, and steps is set too: leave one out")
     number = _number("steps", given)
-    if number != int(number):
+    if not math.isfinite(number) or number != int(number):
         raise RequestError("steps", given, "must be a whole number")
     return int(number)
 
