@@ -13,12 +13,13 @@ from support import memory
 
 from safelight.devices.simulated import Faults, simulated
 from safelight.devices.transfer import Transfers
-from safelight.devices.verification import Verification
-from safelight.errors import IntegrityError
+from safelight.devices.verification import Policy, Verification
+from safelight.errors import IntegrityError, TransferError
 from safelight.memory.budget import HOST
 from safelight.memory.host_source import HostSource
 from safelight.memory.lease import Use
 from safelight.memory.segments import split_into_segments
+from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import Bring, OverlaidComponent, Overlay, with_overlays
 
@@ -89,16 +90,17 @@ def test_a_copy_that_was_not_summed_is_known_wrong_later(tiny: Path, monkeypatch
             there.drop()
 
 
-def overlaid(component: ComponentManifest, function: Overlay) -> OverlaidComponent:
-    """A component with an overlay over its first weight."""
-    name = component.tensors[0].name
+def overlaid(component: ComponentManifest, function: Overlay, names: tuple[str, ...] = ()) -> OverlaidComponent:
+    """A component with an overlay over the named weights, or over its first one."""
+    chosen = names or (component.tensors[0].name,)
 
     @contextlib.contextmanager
     def open_overlays(bring: Bring) -> Generator[dict[str, Overlay]]:
         del bring
-        yield {name: function}
+        yield dict.fromkeys(chosen, function)
 
-    return with_overlays(component, "f" * 64, frozenset({name}), open_overlays)
+    # The digest stands for the content, and segments are cached by it.
+    return with_overlays(component, hash_texts(*chosen), frozenset(chosen), open_overlays)
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -147,3 +149,44 @@ def test_a_corrupted_copy_of_an_adapter_is_repaired() -> None:
         assert torch.equal(transfers.bring("an adapter", tensor).cpu(), tensor)
         assert (transfers.counts.wrong, transfers.counts.repaired) == (1, 1)
         assert transfers.bring("nothing", tensor[:0]).shape == (0,)
+
+
+def test_what_was_in_a_slab_before_changes_no_sum(tiny: Path) -> None:
+    """The host reads a segment into another slab, because memory shrank: the bytes between tensors were others."""
+    component = memory.manifest(tiny / "a.safetensors").component("unet")
+    segments = split_into_segments(component, torch.float32)
+    size, largest = sum(one.nbytes for one in segments), max(one.nbytes for one in segments)
+    changed = overlaid(component, lambda weight: weight.add_(1), tuple(one.name for one in component.tensors))
+    with simulated(nbytes=1 << 30) as device:
+        there = memory.on(device, budget=max(size // 2, largest * 4))
+        host = memory.tiers(there)[1]
+        free = [1 << 30]
+        host.planner.before_planning = lambda: there.ledger.set_budget(HOST, free[0])
+        with there.lease(changed, torch.float32, Use(forward_passes=9)) as lease:
+            for _ in range(3):
+                for one in component.tensors:
+                    with lease.use_tensors([one.name]) as found:
+                        found.clear()
+                free[0] = largest * 2
+                lease.adjust()
+
+
+@pytest.mark.parametrize("policy", ["first", "auto"])
+def test_the_first_copy_with_an_overlay_is_verified(
+    policy: Policy, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights were copied rightly before. With a new overlay there is no sum to compare the result with later."""
+    component = memory.manifest(tiny / "a.safetensors").component("unet")
+    changed = overlaid(component, lambda weight: weight.add_(1))
+    with simulated(nbytes=1 << 30) as device:
+        there = memory.on(device)
+        verification = cast("HostSource", there.source).transfers.verification = Verification(policy)
+        with there.lease(component, torch.float32):
+            pass
+        there.drop()
+        # Verifying has taken more than its share of the time.
+        verification._seconds, verification._work = 1.0, 10.0
+        push = device.push
+        monkeypatch.setattr(device, "push", lambda given, target: push(given.roll(-64), target))
+        with pytest.raises(TransferError), there.lease(changed, torch.float32):
+            pass
