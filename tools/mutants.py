@@ -114,9 +114,23 @@ MUTANTS = (
     Mutant(
         "an adapter is computed where its weight arrives",
         "memory/host_source.py",
-        "            for name in touched:\n                self.apply_overlay",
-        "            for name in ():\n                self.apply_overlay",
+        "                for name in touched:\n                    self.apply_overlay",
+        "                for name in ():\n                    self.apply_overlay",
         "tests/memory/test_behind.py::test_the_device_computes_overlays_and_the_host_has_no_result",
+    ),
+    Mutant(
+        "what was in a slab before changes no sum",
+        "memory/source.py",
+        "        base[at : self.segment.nbytes].zero_()\n",
+        "",
+        "tests/memory/test_behind.py::test_what_was_in_a_slab_before_changes_no_sum",
+    ),
+    Mutant(
+        "the first copy with an overlay is verified",
+        "memory/host_source.py",
+        'verify |= always_verify and transfers.verification.policy != "off"',
+        "pass",
+        "tests/memory/test_behind.py::test_the_first_copy_with_an_overlay_is_verified",
     ),
     Mutant(
         "an overlay on a device comes out as before",
