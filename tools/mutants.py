@@ -452,8 +452,8 @@ MUTANTS = (
     Mutant(
         "an adapter in memory is summed before it is used",
         "pipeline/adapter_stack.py",
-        "                if not self._lease.verify_segment(index):\n",
-        "                if False:\n",
+        "            if not self._lease.verify_segment(index):\n",
+        "            if False:\n",
         "tests/adapters/test_state.py::test_another_strength_is_not_made_of_spoiled_bytes",
     ),
     Mutant(
