@@ -15,31 +15,18 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from support.payloads import SILLYTAVERN
 from support.serving import serving
 
-BODY: dict[str, Any] = {
+BODY: dict[str, Any] = SILLYTAVERN | {
     "prompt": "a cat",
     "negative_prompt": "lowres",
     "sampler_name": "Euler",
     "scheduler": "karras",
     "steps": 2,
-    "cfg_scale": 7,
     "width": 64,
     "height": 64,
-    "restore_faces": False,
-    "enable_hr": False,
-    "hr_upscaler": "Latent",
     "hr_scale": 1,
-    "hr_additional_modules": [],
-    "denoising_strength": 0.7,
-    "hr_second_pass_steps": 0,
-    "override_settings": {"CLIP_stop_at_last_layers": 1},
-    "override_settings_restore_afterwards": True,
-    "clip_skip": 1,
-    "save_images": True,
-    "send_images": True,
-    "do_not_save_grid": False,
-    "do_not_save_samples": False,
 }
 
 

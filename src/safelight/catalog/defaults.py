@@ -30,5 +30,5 @@ def set_defaults(library: Library, name: str, values: ModelDefaults) -> ModelDef
         elif unread is not None:
             library.unread.change(unread, defaults=checked)
         else:
-            raise not_own(find_card(library.cards(), library.root, name), name, "changed")
+            raise not_own(card, name, "changed")
     return checked

@@ -33,7 +33,7 @@ Stamp = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The names of models and adapters that appeared, and of those that went."""
+    """The names of the models and adapters that appeared or disappeared."""
 
     added: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
@@ -105,7 +105,7 @@ class FolderWatcher:
         return stamp is not None and done.get(path) != stamp and (_is_old(stamp) or self._seen.get(path) == stamp)
 
     def _forget(self, paths: Iterable[str], done: dict[str, Stamp]) -> list[str]:
-        """Take files that are gone from the list of imported ones. Those that were read keep their records."""
+        """Remove files that no longer exist from the list of imported files. A model that was read keeps its record."""
         unread, names = self._catalog.library.unread, list[str]()
         for path in paths:
             del done[path]

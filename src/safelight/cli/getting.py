@@ -92,7 +92,7 @@ def catalogue(
 ) -> None:
     """List well-known models that `safelight models get NAME` downloads: bundles of the files that belong together.
 
-    Sizes, licences and digests are those that a published page says; with --json, each row names its page.
+    Sizes, licences and digests come from published pages; with --json, each row names its page.
     """
     from dataclasses import asdict
 

@@ -16,7 +16,7 @@ from safelight.downloads.remote import Bundle
 class Wanted:
     """What is downloaded.
 
-    ``bundles``: those that the library lacks.
+    ``bundles``: the bundles that are missing from the library.
     ``present``: the names of the models and adapters that are in the library already.
     ``title``, ``notes``: what the sources say of all of them.
     """

@@ -144,7 +144,7 @@ class _VerifiedLease:
 
     @contextmanager
     def use_tensors(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
-        """Yield the named tensors. Raises IntegrityError if bytes in memory differ from those that were read."""
+        """Yield the named tensors. Raises IntegrityError if bytes in memory changed since they were read."""
         if not self._verified:
             self._verify()
             self._verified = True

@@ -158,7 +158,7 @@ class _Carrying:
             return
         self._fields["sampler"], self._fields["schedule"] = found
         if data.schedule.lower() in EVENLY:
-            self._left_out.append(f"the schedule {data.schedule} spreads the steps a little otherwise than {found[1]}")
+            self._left_out.append(f"the schedule {data.schedule} spaces the steps slightly differently from {found[1]}")
 
     def _vae(self) -> None:
         if not self._data.vae or self._data.vae.lower() in NO_VAE:

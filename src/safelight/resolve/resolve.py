@@ -91,7 +91,7 @@ def _resolve_control(control: Control, model: Model, catalog: Catalog, by_path: 
 def with_defaults(request: Request, model: Model) -> Request:
     """Return the request with the model's defaults for the fields of sampling that it does not name.
 
-    Those that the user set come first, then those of the family.
+    The user's defaults take precedence over the family's.
     """
     own = {name: value for name, value in model.defaults.items() if name not in ("width", "height", "vae")}
     request = replace(request, **fill_in(request, own))
