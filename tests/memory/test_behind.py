@@ -21,7 +21,7 @@ from safelight.memory.lease import Use
 from safelight.memory.segments import split_into_segments
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import Bring, OverlaidComponent, Overlay, with_overlays
+from safelight.weights.overlay import Bring, OpenedOverlays, OverlaidComponent, Overlay, with_overlays
 
 
 def test_the_hosts_copies_go_when_others_want_its_memory_and_come_back(tiny: Path) -> None:
@@ -95,9 +95,9 @@ def overlaid(component: ComponentManifest, function: Overlay, names: tuple[str, 
     chosen = names or (component.tensors[0].name,)
 
     @contextlib.contextmanager
-    def open_overlays(bring: Bring) -> Generator[dict[str, Overlay]]:
+    def open_overlays(bring: Bring) -> Generator[OpenedOverlays]:
         del bring
-        yield dict.fromkeys(chosen, function)
+        yield OpenedOverlays(dict.fromkeys(chosen, function))
 
     # The digest stands for the content, and segments are cached by it.
     return with_overlays(component, hash_texts(*chosen), frozenset(chosen), open_overlays)

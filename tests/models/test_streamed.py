@@ -22,7 +22,7 @@ from safelight.memory.segments import component_key, split_into_segments
 from safelight.models.bind import bind
 from safelight.models.streamed import StreamedParameter
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import Bring, Overlay, with_overlays
+from safelight.weights.overlay import Bring, OpenedOverlays, Overlay, with_overlays
 
 CPU = torch.device("cpu")
 X = torch.randn(2, toy.WIDTH, generator=torch.Generator().manual_seed(1))
@@ -112,8 +112,8 @@ def test_overlays_take_the_weights_place_and_leave_them_alone(component, residen
         return function
 
     @contextlib.contextmanager
-    def open_overlays(bring: Bring) -> Generator[dict[str, Overlay]]:
-        yield {name: over(name) for name in touched}
+    def open_overlays(bring: Bring) -> Generator[OpenedOverlays]:
+        yield OpenedOverlays({name: over(name) for name in touched})
 
     touched = frozenset({"tied.weight", "scale"})
     changed = {name: tensor * 0.5 + 1 if name in touched else tensor for name, tensor in state.items()}
@@ -136,8 +136,8 @@ def test_what_comes_out_otherwise_than_before_is_an_error(component) -> None:
     times = iter((1.0, 1.0, 1.5))
 
     @contextlib.contextmanager
-    def open_overlays(bring: Bring) -> Generator[dict[str, Overlay]]:
-        yield {"scale": lambda weight: weight.add_(next(times))}
+    def open_overlays(bring: Bring) -> Generator[OpenedOverlays]:
+        yield OpenedOverlays({"scale": lambda weight: weight.add_(next(times))})
 
     under, place = with_overlays(component, "f" * 64, frozenset({"scale"}), open_overlays), memory.host()
     for _ in range(2):
@@ -155,8 +155,8 @@ def test_what_is_not_streamed_is_never_kept_on_disk(component, monkeypatch: pyte
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: pytest.fail("written"))
 
     @contextlib.contextmanager
-    def open_overlays(bring: Bring) -> Generator[dict[str, Overlay]]:
-        yield {"scale": lambda weight: weight.add_(1)}
+    def open_overlays(bring: Bring) -> Generator[OpenedOverlays]:
+        yield OpenedOverlays({"scale": lambda weight: weight.add_(1)})
 
     under, place = with_overlays(component, "f" * 64, frozenset({"scale"}), open_overlays), memory.host()
     for _ in range(3):
@@ -178,8 +178,8 @@ def test_what_was_kept_on_disk_and_spoiled_there_is_computed_again(
         return there
 
     @contextlib.contextmanager
-    def open_overlays(bring: Bring) -> Generator[dict[str, Overlay]]:
-        yield {"scale": lambda weight: weight.add_(1)}
+    def open_overlays(bring: Bring) -> Generator[OpenedOverlays]:
+        yield OpenedOverlays({"scale": lambda weight: weight.add_(1)})
 
     monkeypatch.setattr(Scratch, "read", spoiling)
     under = with_overlays(component, "f" * 64, frozenset({"scale"}), open_overlays)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 
@@ -15,9 +15,9 @@ from safelight.logs import Log
 from safelight.memory.lease import Lease, Use
 from safelight.memory.plan import Piece
 from safelight.memory.residency import Residency
-from safelight.memory.source import Checksums, Fetcher, SegmentBuffer, Unverified, apply_overlay, changed_result
+from safelight.memory.source import Checksums, Fetcher, SegmentBuffer, Unverified, changed_result
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import OverlaidComponent, Overlay, digests
+from safelight.weights.overlay import OpenedOverlays, OverlaidComponent, digests
 
 _log = Log(__name__)
 
@@ -106,7 +106,7 @@ class _HostFetcher:
         self._lock = threading.RLock()
         self._stack = contextlib.ExitStack()
         self._lease: Lease | None = None
-        self._overlays: Mapping[str, Overlay] | None = None
+        self._overlays: OpenedOverlays | None = None
         # Set while the first result of an overlay is computed, with which later ones are compared.
         self._verify_adapters = False
 
@@ -116,7 +116,7 @@ class _HostFetcher:
 
     def apply_overlay(self, name: str, tensor: torch.Tensor) -> None:
         """See :class:`Fetcher`. The host leases the adapters at the first call."""
-        apply_overlay(self._open_overlays(), name, tensor)
+        self._open_overlays().apply(name, tensor)
 
     def follow_budget(self) -> None:
         """See :class:`Fetcher`. The host evicts cached copies if others need the memory, and rereads them later."""
@@ -126,9 +126,11 @@ class _HostFetcher:
         self._source.host.shrink_to_budget()
 
     def adjust(self, wait: bool) -> None:
-        """Adapt the host's lease, unless a copy is in progress and ``wait`` is False."""
+        """Adapt the host's leases, unless a copy is in progress and ``wait`` is False."""
         if self._lock.acquire(blocking=wait):
             try:
+                if self._overlays is not None:
+                    self._overlays.follow_budget()
                 if self._lease is not None:
                     self._lease.adjust()
             finally:
@@ -142,7 +144,7 @@ class _HostFetcher:
             self._stack.close()
             return leased
 
-    def _open_overlays(self) -> Mapping[str, Overlay]:
+    def _open_overlays(self) -> OpenedOverlays:
         # Without the lock first: another thread may hold it while it copies.
         overlays = self._overlays
         if overlays is not None:

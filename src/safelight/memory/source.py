@@ -7,7 +7,7 @@ the bytes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from safelight.memory.scratch import Scratch
 from safelight.memory.segments import Segment
 from safelight.weights import slab_views
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import OverlaidComponent, Overlay, stay
+from safelight.weights.overlay import OpenedOverlays, OverlaidComponent, stay
 
 _log = Log(__name__)
 
@@ -125,12 +125,6 @@ class Source(Protocol):
         ...
 
 
-def apply_overlay(overlays: Mapping[str, Overlay], name: str, tensor: torch.Tensor) -> None:
-    """See :meth:`Fetcher.apply_overlay`. ``overlays``: by the name of their weight."""
-    with torch.no_grad():
-        overlays[name](tensor)
-
-
 class FileSource:
     """Reads segments from the manifest's files into host memory. One pass reads, hashes and casts the bytes.
 
@@ -215,7 +209,7 @@ class _OverlayingFetcher(_FileFetcher):
     ``at_arrival``: names of the tensors whose overlay is computed here; see :mod:`safelight.weights.overlay`.
     """
 
-    overlays: Mapping[str, Overlay]
+    overlays: OpenedOverlays
     at_arrival: frozenset[str]
     scratch: Scratch
 
@@ -245,7 +239,11 @@ class _OverlayingFetcher(_FileFetcher):
 
     def apply_overlay(self, name: str, tensor: torch.Tensor) -> None:
         """See :class:`Fetcher`."""
-        apply_overlay(self.overlays, name, tensor)
+        self.overlays.apply(name, tensor)
+
+    def follow_budget(self) -> None:
+        """See :class:`Fetcher`. Adapters use memory."""
+        self.overlays.follow_budget()
 
     def _read_scratch(self, buffer: SegmentBuffer) -> Checksums:
         """Read a segment from scratch and return its checksums. None if the segment is missing or corrupted."""

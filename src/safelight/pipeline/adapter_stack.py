@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from safelight.weights.adapter_formulas import (
 from safelight.weights.adapter_mapping import WeightChange
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
-from safelight.weights.overlay import Bring, Overlay, with_overlays
+from safelight.weights.overlay import Bring, OpenedOverlays, Overlay, with_overlays
 
 Leasing = Callable[[ComponentManifest], AbstractContextManager[Lease]]
 """Leases an adapter's tensors in host memory, fp32."""
@@ -107,12 +108,18 @@ def stack_adapters(
     sources = {item.source.digest: item.source for item in (*active, *replacements)}
 
     @contextmanager
-    def open_overlays(bring: Bring) -> Generator[Mapping[str, Overlay]]:
+    def open_overlays(bring: Bring) -> Generator[OpenedOverlays]:
         with ExitStack() as stack:
             leases = {
                 digest: _VerifiedLease(stack.enter_context(leasing(held)), bring) for digest, held in sources.items()
             }
-            yield {name: _overlay(changes_by_weight.get(name, ()), rows.get(name, ()), leases) for name in touched}
+
+            def follow_budget() -> None:
+                for one in leases.values():
+                    one.follow_budget()
+
+            overlays = {name: _overlay(changes_by_weight.get(name, ()), rows.get(name, ()), leases) for name in touched}
+            yield OpenedOverlays(overlays, follow_budget)
             # A weight that stays quantised uses its adapters until the end, so they must still be right.
             for one in leases.values():
                 one.verify_again()
@@ -129,6 +136,15 @@ class _VerifiedLease:
 
     def __init__(self, lease: Lease, bring: Bring) -> None:
         self._lease, self._bring, self._verified = lease, bring, False
+        # Several threads may compute overlays at once.
+        self._lock = threading.Lock()
+        self._users = 0
+
+    def follow_budget(self) -> None:
+        """Adapt the lease to the current budget, unless its tensors are in use."""
+        with self._lock:
+            if not self._users:
+                self._lease.adjust()
 
     def verify_again(self) -> None:
         """Verify the bytes again if they were used. Raises IntegrityError."""
@@ -145,14 +161,20 @@ class _VerifiedLease:
     @contextmanager
     def use_tensors(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
         """Yield the named tensors. Raises IntegrityError if bytes in memory changed since they were read."""
-        if not self._verified:
-            self._verify()
-            self._verified = True
-        with self._lease.use_tensors(names) as tensors:
-            digest = self._lease.component.digest[:16]
-            brought = [self._bring(f"adapter {digest} {n}", tensor) for n, tensor in zip(names, tensors, strict=True)]
-            tensors.clear()
-            yield brought
+        with self._lock:
+            self._users += 1
+        try:
+            if not self._verified:
+                self._verify()
+                self._verified = True
+            with self._lease.use_tensors(names) as tensors:
+                digest = self._lease.component.digest[:16]
+                brought = [self._bring(f"adapter {digest} {n}", one) for n, one in zip(names, tensors, strict=True)]
+                tensors.clear()
+                yield brought
+        finally:
+            with self._lock:
+                self._users -= 1
 
 
 def _numbers_at_once(tensor: ManifestTensor, changes: Sequence[tuple[AdapterLayer, WeightChange, float]]) -> int:

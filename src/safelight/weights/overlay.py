@@ -26,8 +26,31 @@ Overlay = Callable[[torch.Tensor], None]
 Bring = Callable[[str, torch.Tensor], torch.Tensor]
 """Returns a tensor of host memory on the device that computes the overlays. The text names its content."""
 
-OpenOverlays = Callable[[Bring], AbstractContextManager[Mapping[str, Overlay]]]
-"""Opens the sources of the overlays, and yields the overlays by the name of their weight."""
+
+def _nothing() -> None:
+    """Overlays that hold no memory have nothing to adapt."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedOverlays:
+    """Overlays whose sources are open.
+
+    ``by_name``: by the name of their weight.
+    ``follow_budget``: adapts the memory that the sources use to the machine's current limits. Sources that are in use
+    are left for a later call, so nobody waits for them.
+    """
+
+    by_name: Mapping[str, Overlay]
+    follow_budget: Callable[[], None] = _nothing
+
+    def apply(self, name: str, tensor: torch.Tensor) -> None:
+        """Overwrite a weight by the tensor that is used in its place. ``name``: that of a weight with an overlay."""
+        with torch.no_grad():
+            self.by_name[name](tensor)
+
+
+OpenOverlays = Callable[[Bring], AbstractContextManager[OpenedOverlays]]
+"""Opens the sources of the overlays. They stay open within the context."""
 
 
 def stay(what: str, tensor: torch.Tensor) -> torch.Tensor:
