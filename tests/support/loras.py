@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from safelight.families.components import Config
 from safelight.families.registry import family
-from safelight.weights.adapter_formulas import AppliedChange, add_changes
+from safelight.weights.adapter_formulas import AppliedChange, add_products, changing, is_low_rank, reads_weight
 from safelight.weights.adapter_mapping import AdapterMatch, match_adapter, modules_by_name
 
 Tensors = dict[str, torch.Tensor]
@@ -34,6 +34,19 @@ def merged(base: str, configs: Mapping[str, Config], weights: Weights, tensors: 
             changed = out.setdefault(role, {}).setdefault(change.target, weights[role][change.target].clone())
             add_changes(changed, [AppliedChange(change, slots, strength)])
     return out
+
+
+def add_changes(weight: torch.Tensor, applied: Sequence[AppliedChange]) -> None:
+    """Add the differences of changes to a copy of a weight, in place: in fp32, in their order, rounded once.
+
+    ``weight``: any dtype, contiguous.
+    """
+    if all(is_low_rank(one.change.kind, one.slots) for one in applied):
+        add_products(weight, applied)
+        return
+    with changing(weight, any(reads_weight(one.change) for one in applied)) as add:
+        for one in applied:
+            add(one)
 
 
 def merged_by_diffusers(pipe: Any, tensors: Tensors, strength: float) -> Weights:

@@ -14,12 +14,13 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safelight.catalog.cards import Card
+from safelight.catalog.index_file import Stamp, stamp_of
 from safelight.catalog.lock import library_lock
 from safelight.errors import FileError, UnreadableFileError
 from safelight.files.disk import open_regular, read_file, write_whole
@@ -60,6 +61,7 @@ class FileHashes:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._lock = threading.Lock()
+        self._last: tuple[Stamp | None, dict[str, Any]] = (None, {})
 
     def known(self, path: Path) -> Hashes | None:
         """Return the hashes of a file that were computed before, if it is unchanged; else None. Nothing is read."""
@@ -90,17 +92,24 @@ class FileHashes:
                 return card
         return None
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            return json_object(read_file(self._root / FILE))
-        except FileError:
+    def _read(self) -> Mapping[str, Any]:
+        """Return the table. The file is read again only if it has changed."""
+        stamp, last = stamp_of(self._root / FILE), self._last
+        if stamp is None:
             return {}
+        if stamp != last[0]:
+            try:
+                last = (stamp, json_object(read_file(self._root / FILE)))
+            except FileError:
+                return {}
+            self._last = last
+        return last[1]
 
     def _store(self, path: Path, found: Hashes) -> None:
         """Store hashes. That they cannot be stored is no error: they are computed again."""
         try:
             with library_lock(self._root):
-                table = self._read() | {str(path): asdict(found)}
+                table = {**self._read(), str(path): asdict(found)}
                 write_whole(self._root / FILE, json.dumps(table, indent=0).encode())
         except (OSError, FileError) as error:
             _log.warning("cannot store the hashes of a file", file=str(path), why=str(error))

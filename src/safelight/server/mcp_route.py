@@ -32,9 +32,9 @@ class ProtocolRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. Raises RefusedError without the extra."""
-        if "mcp" not in extras.installed():
-            raise RefusedError(404, "not_found", "the Model Context Protocol needs the extra mcp: safelight[mcp]")
         async with self._starting:
+            if self._inner is None and "mcp" not in extras.installed():
+                raise RefusedError(404, "not_found", "the Model Context Protocol needs the extra mcp: safelight[mcp]")
             inner = self._inner or await self._start()
         await inner(scope, receive, send)
 

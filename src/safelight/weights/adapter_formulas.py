@@ -54,19 +54,6 @@ class AppliedChange:
     scale: float | None = None
 
 
-def add_changes(weight: torch.Tensor, applied: Sequence[AppliedChange]) -> None:
-    """Add the differences of changes to a copy of a weight, in place: in fp32, in their order, rounded once.
-
-    ``weight``: any dtype, contiguous.
-    """
-    if all(is_low_rank(one.change.kind, one.slots) for one in applied):
-        add_products(weight, applied)
-        return
-    with changing(weight, any(reads_weight(one.change) for one in applied)) as add:
-        for one in applied:
-            add(one)
-
-
 @contextmanager
 def changing(weight: torch.Tensor, reads: bool) -> Generator[Callable[[AppliedChange], None]]:
     """Yield a function that adds a change to a copy of a weight. The sum is rounded once, when the context ends.
