@@ -12,7 +12,7 @@ import pytest
 import typer
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
-from support import adapters, checkpoints, zimage
+from support import adapters, checkpoints, foreign_pictures, zimage
 
 from safelight.cli.main import app
 
@@ -134,6 +134,9 @@ def machine_of_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     comfy = zimage.write_files(home / "ComfyUI/models", 1)
     (comfy / "diffusion_models/z_image_tiny.safetensors").rename(comfy / "diffusion_models/z_image_turbo.safetensors")
     (comfy / "vae/ae_tiny.safetensors").rename(comfy / "vae/ae.safetensors")
+    outputs = home / "stable-diffusion-webui/outputs"
+    outputs.mkdir(parents=True)
+    (outputs / "00001-1.jpg").write_bytes(foreign_pictures.PICTURES["A1111, JPEG"]())
     here.mkdir()
     for name, colour in (("in", "red"), ("mask", "white"), ("apple", "green"), ("photo", "blue")):
         PILImage.new("RGB", (64, 64), colour).save(here / f"{name}.png")

@@ -145,6 +145,10 @@ def test_index() -> None:
     assert "| models list |" in run("benchmarks/library.py", "--models", "5", "--adapters", "5")
 
 
+def test_gallery() -> None:
+    assert "| a page |" in run("benchmarks/gallery.py", "--images", "300")
+
+
 def test_importing() -> None:
     assert "| 30 |" in run("benchmarks/importing.py", "--files", "30")
 

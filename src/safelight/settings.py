@@ -170,7 +170,7 @@ class Settings(BaseSettings):
         default=(),
     )
     trash_days: float = _declare(
-        "Unused input images stay in the trash for this time before Safelight deletes them.",
+        "Removed images and unused input images stay in the trash for this time before Safelight deletes them.",
         SettingDetails(group="Folders", unit="days"),
         default=30.0,
         ge=0,

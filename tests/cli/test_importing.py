@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image as PILImage
-from support import other_programs
+from support import foreign_pictures, other_programs
 
 
 def test_a_folder_of_comfyui(run, tiny: Path, tmp_path: Path) -> None:
@@ -67,3 +67,24 @@ def test_hashes_of_files(run, tiny: Path) -> None:
     assert row["sha256"] == hashlib.sha256((tiny / "a.safetensors").read_bytes()).hexdigest()
     assert row["sha256"] in run("models", "hashes").out
     assert run("models", "hashes", "nobody").code == 2
+
+
+def test_pictures_of_another_program_come_into_the_gallery(run, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes(foreign_pictures.PICTURES["ComfyUI"]())
+    PILImage.new("RGB", (4, 4)).save(folder / "photo.png")
+    done = run("gallery", "import", folder)
+    assert done.code == 0
+    assert f"{folder}: 3 pictures" in done.out
+    assert "--all adds them, too" in done.out
+    rows = run("gallery", "import", folder, "--all", "--json").rows
+    assert [(Path(row["path"]).name, row["state"]) for row in rows] == [
+        ("0.png", "known"),
+        ("1.png", "known"),
+        ("photo.png", "imported"),
+    ]
+    (tmp_path / "empty").mkdir()
+    refused = run("gallery", "import", tmp_path / "empty")
+    assert (refused.code, "has no picture" in refused.err) == (2, True)

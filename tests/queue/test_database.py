@@ -11,9 +11,10 @@ import pytest
 from support.jobs import made_up
 
 from safelight.errors import CorruptFileError, StorageError, UnreadableFileError
-from safelight.queue.database import Database, StoredImage, recover
+from safelight.queue.database import Database, recover
 from safelight.queue.database_file import FILE
 from safelight.queue.job import QueuedJob
+from safelight.queue.stored_image import StoredImage
 from safelight.request.schema import Request
 
 
@@ -77,14 +78,14 @@ def test_images_belong_to_running_jobs(database: Database) -> None:
     found = database.job(job.id)
     assert found is not None
     assert found.images == 2
-    assert [i.place for i in database.images(job=job.id)] == [0, 1]
-    assert [i.place for i in database.images()] == [1, 0]
-    assert [i.place for i in database.images(before=2.0)] == [0]
-    assert database.images(model="other") == []
-    assert database.image(f"{job.id}-0") == image(job.id)
-    assert database.forget_image(f"{job.id}-0") == image(job.id)
-    assert database.forget_image(f"{job.id}-0") is None
-    assert database.files() == {f"{job.id}-1.png"}
+    images = database.images
+    assert [i.place for i in images.of_job(job.id)] == [0, 1]
+    assert [i.place for i in images.page().images] == [1, 0]
+    assert images.get(f"{job.id}-0") == image(job.id)
+    assert images.delete([f"{job.id}-0"]) == [image(job.id)]
+    assert images.delete([f"{job.id}-0"]) == []
+    assert images.get(f"{job.id}-0") is None
+    assert images.files() == {f"{job.id}-1.png"}
 
 
 def test_what_ran_when_the_server_stopped_is_tried_once_more(tmp_path: Path) -> None:

@@ -13,19 +13,11 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 from support import serving
-from support.serving import Server, ended
+from support.serving import ASK, Server, ended, make
 
 import safelight
 from safelight.pictures import chunks
 from safelight.server import auth
-
-ASK = {"prompt": "red apple", "model": "starter-noto", "seed": 3, "steps": 2}
-
-
-def make(http: httpx.Client, **more) -> dict:
-    answer = http.post("/api/v1/generate", json={**ASK, **more})
-    assert answer.status_code == 202, answer.text
-    return answer.json()
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +79,6 @@ def test_what_is_no_path_is_said_in_json(path: str, http: httpx.Client) -> None:
     assert (answer.status_code, path in json.dumps(answer.json())) == (404, True)
     assert http.get("/api/v1/generate").status_code == 405
     assert "text/html" in http.get("/").headers["content-type"]
-
-
-def test_an_image_that_is_removed_is_told(http: httpx.Client) -> None:
-    (image,) = http.get(f"/api/v1/jobs/{ended(http, make(http)['id'])['id']}/images").json()
-    with http.stream("GET", "/api/v1/events") as stream:
-        assert http.delete(f"/api/v1/images/{image['id']}").status_code == 204
-        for line in stream.iter_lines():
-            if line == "event: removed":
-                break
-    assert http.delete(f"/api/v1/images/{image['id']}").status_code == 404
-    assert http.get(image["url"]).status_code == 404
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac does not tell what is mapped")
@@ -221,20 +202,6 @@ def test_an_image_is_the_same_in_a_fresh_process(http: httpx.Client, right: dict
         "same": True,
         "pixels_sha256": right["starter-noto"],
     }
-
-
-def test_images_are_listed_and_removed(http: httpx.Client, server: Server) -> None:
-    job = ended(http, make(http, count=2)["id"])
-    images = http.get(f"/api/v1/jobs/{job['id']}/images").json()
-    newest = http.get("/api/v1/images", params={"limit": 2}).json()
-    assert [image["id"] for image in newest] == [images[1]["id"], images[0]["id"]]
-    older = http.get("/api/v1/images", params={"limit": 1, "before": newest[0]["created"]}).json()
-    assert older[0]["id"] == images[0]["id"]
-    gone = images[0]["id"]
-    assert http.delete(f"/api/v1/images/{gone}").status_code == 204
-    for path in ("", "/file", "/thumbnail"):
-        assert http.get(f"/api/v1/images/{gone}{path}").status_code == 404
-    assert not list(server.root.glob(f"*/{gone}.*"))
 
 
 def test_what_is_counted_is_told_to_prometheus(http: httpx.Client) -> None:

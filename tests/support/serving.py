@@ -118,6 +118,17 @@ def ended(client: httpx.Client, job: str, seconds: float = 120.0, every: float =
         time.sleep(every)
 
 
+ASK = {"prompt": "red apple", "model": "starter-noto", "seed": 3, "steps": 2}
+"""A small request."""
+
+
+def make(http: httpx.Client, **more: object) -> dict[str, Any]:
+    """Queue :data:`ASK` with other fields, and return the job."""
+    answer = http.post("/api/v1/generate", json={**ASK, **more})
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
 def still_there(pid: int, seconds: float = 5.0) -> bool:
     """Whether a process still exists after ``seconds``."""
     until = time.monotonic() + seconds

@@ -21,6 +21,7 @@ from safelight.errors import QueueFullError, StorageError, WorkerDiedError
 from safelight.queue.database import Database
 from safelight.queue.events import Event, Events
 from safelight.queue.image_files import Gallery
+from safelight.queue.image_store import ImageStore
 from safelight.queue.job import QueuedJob
 from safelight.queue.order import OvertakeLimits
 from safelight.request.job import Job
@@ -79,7 +80,7 @@ class Queue:
         self.database, self.events, self.supervisor = Database(folder), Events(), supervisor
         self.dispatcher = Dispatcher(
             self.database,
-            Gallery(folder),
+            ImageStore(self.database, Gallery(folder), self.events),
             supervisor,
             ForkingRunner(ZYGOTE, None),
             self.events,

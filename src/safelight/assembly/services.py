@@ -21,6 +21,7 @@ from safelight.logs import Log
 from safelight.queue.database import Database
 from safelight.queue.events import Event, Events
 from safelight.queue.image_files import Gallery
+from safelight.queue.image_store import ImageStore
 from safelight.queue.order import OvertakeLimits
 from safelight.request.job import Job
 from safelight.request.schema import Request
@@ -35,7 +36,7 @@ from safelight.workers.supervisor import Supervisor
 _log = Log(__name__)
 
 SWEEP_SECONDS = 86_400
-"""Seconds between two sweeps of the unused input images."""
+"""Seconds between two sweeps of the trash and of the unused input images."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Services:
     catalog: Catalog
     database: Database
     gallery: Gallery
+    images: ImageStore
     events: Events
     supervisor: Supervisor
     dispatcher: Dispatcher
@@ -58,7 +60,7 @@ class Services:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Start the queue, and once a day move the unused input images to the trash."""
+        """Start the queue. Once a day, empty the trash of what was there long enough, and trash unused input images."""
         self.dispatcher.start()
         self.downloads.start()
         self.watcher.start()
@@ -69,8 +71,9 @@ class Services:
             try:
                 moved, removed = self.catalog.inputs.sweep(self.database.inputs(), self.settings.trash_days)
                 _log.info("input images", into_the_trash=moved, removed=removed)
+                _log.info("images", removed=self.images.empty_trash(self.settings.trash_days))
             except (SafelightError, OSError) as error:
-                _log.warning("input images were not swept", why=str(error))
+                _log.warning("the trash was not swept", why=str(error))
             if self.stopping.wait(SWEEP_SECONDS):
                 return
 
@@ -106,7 +109,8 @@ def open_services(settings: Settings) -> Services:
     except OSError as error:
         raise UnreadableFileError(settings.root, f"cannot be written: {error.strerror or error}") from error
     database = Database(settings.root)
-    gallery, events = Gallery(settings.root), Events()
+    gallery, events = Gallery(settings.root, settings.image_names), Events()
+    images = ImageStore(database, gallery, events)
     supervisor = Supervisor(WORKER, settings, settings.spare_worker)
     overtake_limits = OvertakeLimits(settings.queue_overtakes, settings.queue_delay_seconds)
     isolated_runner = open_isolated_runner(settings)
@@ -117,7 +121,7 @@ def open_services(settings: Settings) -> Services:
 
     dispatcher = Dispatcher(
         database,
-        gallery,
+        images,
         supervisor,
         isolated_runner,
         events,
@@ -133,6 +137,7 @@ def open_services(settings: Settings) -> Services:
         catalog,
         database,
         gallery,
+        images,
         events,
         supervisor,
         dispatcher,

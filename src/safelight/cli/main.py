@@ -15,6 +15,7 @@ from safelight.cli import (
     config,
     demo,
     doctor,
+    gallery,
     generate,
     grid,
     identify,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(gallery.app, name="gallery")
 app.add_typer(config.app, name="config")
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("remake", epilog=remake.EXAMPLES)(remake.remake)

@@ -6,7 +6,6 @@ import contextlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,40 +13,27 @@ from sqlalchemy import func, select, text, update
 
 from safelight.errors import RequestError, SafelightError
 from safelight.queue.database_file import DatabaseFile
+from safelight.queue.image_table import ImageTable
 from safelight.queue.job import ATTEMPTS, Failure, QueuedJob, State
 from safelight.queue.order import Waiting
-from safelight.queue.tables import ImageRow, JobRow
+from safelight.queue.stored_image import StoredImage
+from safelight.queue.tables import JobRow
 from safelight.request.job import Job, is_resolved
 from safelight.request.schema import Request
 from safelight.request.stored import read_request
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """A finished image; its fields are those of :class:`safelight.queue.tables.ImageRow`."""
-
-    id: str
-    job: str
-    place: int
-    file: str
-    width: int
-    height: int
-    seed: int
-    model: str
-    model_digest: str
-    pixels_sha256: str
-    created: float
-    metadata: dict[str, Any]
-
-
 class Database:
     """The jobs and images of the server whose database is in ``folder``.
 
+    ``images``: the images.
+    ``migrate``: see :class:`DatabaseFile`.
     Raises the errors of :class:`DatabaseFile`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._file = DatabaseFile(folder)
+    def __init__(self, folder: Path, *, migrate: bool = True) -> None:
+        self._file = DatabaseFile(folder, migrate=migrate)
+        self.images = ImageTable(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -199,14 +185,13 @@ class Database:
 
         The caller writes the image's file first.
         """
-        values = asdict(image)
         with self._file.session() as session, session.begin():
             changed = session.execute(
                 update(JobRow).where(JobRow.id == image.job, JobRow.state == "running").values(images=image.place + 1)
             )
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
                 return False
-            session.add(ImageRow(image_metadata=values.pop("metadata"), **values))
+            self.images.insert(session, image)
             return True
 
     def inputs(self) -> set[str]:
@@ -226,43 +211,6 @@ class Database:
                     rows = session.execute(text(f"SELECT {value} FROM {items}"))
                     found |= {value for (value,) in rows if value}
         return found
-
-    def image(self, image_id: str) -> StoredImage | None:
-        with self._file.session() as session:
-            row = session.get(ImageRow, image_id)
-            return _image(row) if row is not None else None
-
-    def images(
-        self, limit: int = 100, before: float | None = None, job: str | None = None, model: str | None = None
-    ) -> list[StoredImage]:
-        """Return images, the newest first; those of one job in the order of their places.
-
-        ``before``: only images from before this time, in seconds since 1970.
-        """
-        query = select(ImageRow).limit(limit)
-        query = query.order_by(ImageRow.place) if job else query.order_by(ImageRow.created.desc(), ImageRow.id)
-        if job is not None:
-            query = query.where(ImageRow.job == job)
-        if before is not None:
-            query = query.where(ImageRow.created < before)
-        if model is not None:
-            query = query.where(ImageRow.model == model)
-        with self._file.session() as session:
-            return [_image(row) for row in session.scalars(query)]
-
-    def files(self) -> set[str]:
-        """Return the file names of all images."""
-        with self._file.session() as session:
-            return set(session.scalars(select(ImageRow.file)))
-
-    def forget_image(self, image_id: str) -> StoredImage | None:
-        """Remove the image's row, not its file; return the image, or None when there was none."""
-        with self._file.session() as session, session.begin():
-            row = session.get(ImageRow, image_id)
-            if row is None:
-                return None
-            session.delete(row)
-            return _image(row)
 
 
 def recover(database: Database) -> None:
@@ -321,20 +269,3 @@ def _read(document: Mapping[str, Any]) -> tuple[Request, Job | None, str]:
         with contextlib.suppress(RequestError):
             return Request(str(prompt or ""), str(model or "")), None, why
         return Request("", ""), None, why
-
-
-def _image(row: ImageRow) -> StoredImage:
-    return StoredImage(
-        id=row.id,
-        job=row.job,
-        place=row.place,
-        file=row.file,
-        width=row.width,
-        height=row.height,
-        seed=row.seed,
-        model=row.model,
-        model_digest=row.model_digest,
-        pixels_sha256=row.pixels_sha256,
-        created=row.created,
-        metadata=dict(row.image_metadata),
-    )

@@ -26,15 +26,16 @@ BUSY_SECONDS = 30.0
 class DatabaseFile:
     """The SQLite file in ``folder``. Opening it creates it, or migrates it to this version.
 
+    ``migrate``: without it, a database of another version is an error, because a server of that version may use it.
     Raises UnreadableFileError when the folder cannot be written, or a newer version wrote the database.
     Raises CorruptFileError when the file is not a database.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, migrate: bool = True) -> None:
         self._path = path = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._engine = _open(path)
+            self._engine = _open(path, migrate)
         except OSError as error:
             raise UnreadableFileError(folder, f"cannot be written: {error.strerror or error}") from error
         except OperationalError as error:
@@ -55,7 +56,7 @@ class DatabaseFile:
             raise StorageError(self._path, f"cannot be written: {error.orig}") from error
 
 
-def _open(path: Path) -> Engine:
+def _open(path: Path, migrate: bool) -> Engine:
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
 
     def prepare(connection: DBAPIConnection, _: object) -> None:
@@ -66,14 +67,14 @@ def _open(path: Path) -> Engine:
 
     event.listen(engine, "connect", prepare)
     try:
-        _migrate(engine, path)
+        _bring_up_to_date(engine, path, migrate)
     except BaseException:
         engine.dispose()
         raise
     return engine
 
 
-def _migrate(engine: Engine, path: Path) -> None:
+def _bring_up_to_date(engine: Engine, path: Path, migrate: bool) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     script = ScriptDirectory.from_config(config)
@@ -85,5 +86,7 @@ def _migrate(engine: Engine, path: Path) -> None:
             raise UnreadableFileError(
                 path, f"was written by a newer Safelight (revision {at}); use that, or another --root"
             )
+        if not migrate:
+            raise UnreadableFileError(path, "is of another version, and a server may be using it; stop that server")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

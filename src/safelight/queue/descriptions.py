@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from safelight.queue.database import Database, StoredImage
+from safelight.queue.database import Database
 from safelight.queue.events import Event, Events
 from safelight.queue.job import QueuedJob
+from safelight.queue.stored_image import StoredImage
 from safelight.request.results import Progress
 
 
@@ -58,6 +59,16 @@ def image_to_dict(image: StoredImage) -> dict[str, Any]:
         "model_digest": image.model_digest,
         "pixels_sha256": image.pixels_sha256,
         "created": image.created,
+        "prompt": image.prompt,
+        "negative": image.negative,
+        "loras": list(image.loras),
+        "program": image.program,
+        "imported": image.imported,
+        "starred": image.starred,
+        "board": image.board,
+        "tags": list(image.tags),
+        "trashed": image.trashed,
+        "marks": [str(mark) for mark in image.metadata.get("marks", ())],
         "metadata": dict(image.metadata),
         "url": f"/api/v1/images/{image.id}/file",
         "thumbnail": f"/api/v1/images/{image.id}/thumbnail",

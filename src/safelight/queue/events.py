@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["job", "progress", "image", "removed", "memory", "worker", "download", "models"]
+Kind = Literal["job", "progress", "image", "images", "boards", "memory", "worker", "download", "models"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,6 @@ class Events:
         """Call every listener with the event."""
         with self._lock:
             listeners = list(self._listeners.values())
-            self._changes += event.kind in ("job", "image", "removed")
+            self._changes += event.kind in ("job", "image", "images", "boards")
         for listener in listeners:
             listener(event)

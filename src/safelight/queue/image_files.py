@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import re
+import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,11 @@ from pathlib import Path
 from PIL import Image as PILImage
 
 from safelight.file_patterns import DEFAULT
-from safelight.files.disk import write_new, write_whole
+from safelight.files.disk import flush_to_disk, place_new, temporary_file_in, write_new, write_whole
 from safelight.pictures.file_format import ENDINGS, LOSSLESS, ImageFormat, encode
 from safelight.pictures.file_names import file_stem
+from safelight.pictures.opening import opened
+from safelight.queue.stored_image import StoredImage
 from safelight.request.results import Image, Preview
 
 
@@ -53,56 +55,102 @@ THUMBNAIL = 384
 """The longer side of a thumbnail, in pixels."""
 
 
-class Gallery:
-    """The server's folder of images by identifier, each with a thumbnail."""
+READ = ("PNG", "JPEG", "WEBP", "AVIF")
+"""Pillow's names of the formats of imported images."""
 
-    def __init__(self, folder: Path) -> None:
+
+class Gallery:
+    """The server's folder of images, in folders by date, and a thumbnail of each.
+
+    ``names``: the pattern of the names; see :mod:`safelight.file_patterns`.
+
+    An image's file is written before its row in the database. A marker names the file until the row is there, so that
+    the next start can remove what a killed server left.
+    """
+
+    def __init__(self, folder: Path, names: str = DEFAULT) -> None:
         self._images = folder / "images"
         self._thumbnails = folder / "thumbnails"
+        self._unfinished = self._images / ".unfinished"
+        self._names = names if "{date}" in names else f"{{date}}/{names}"
 
     def put(self, image: Image, image_id: str) -> str:
-        """Write the image and its thumbnail, and return the image's file name.
+        """Write the image and its thumbnail, and return the path of its file, below the folder of images.
 
+        Call :meth:`finish` when the row is there. Never replaces a file: a number is added to the name.
         Raises UnreadableFileError when the folder cannot be written.
         """
-        name = f"{image_id}.png"
-        write_whole(self._thumbnails / f"{image_id}.webp", _thumbnail(image))
-        write_whole(self._images / name, encode(image))
-        return name
+        picture = PILImage.frombytes("RGB", (image.width, image.height), image.pixels)
+        write_whole(self.thumbnail(image_id), _thumbnail(picture))
+        stem = file_stem(image, self._names)
+        with temporary_file_in((self._images / stem).parent) as (file, temporary):
+            file.write(encode(image))
+            flush_to_disk(file, temporary)
+            for number in itertools.count(1):
+                name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
+                if (self._images / name).exists():
+                    continue
+                write_whole(self._unfinished / image_id, name.encode())
+                with contextlib.suppress(FileExistsError):
+                    place_new(temporary, self._images / name)
+                    return name
+        raise AssertionError
 
-    def path(self, name: str) -> Path:
-        """Return the path of the image with this file name."""
-        return self._images / Path(name).name
+    def finish(self, image_id: str) -> None:
+        """Remove the marker: the image's row is there, or its files are gone."""
+        (self._unfinished / image_id).unlink(missing_ok=True)
 
-    def thumbnail(self, name: str) -> Path:
-        """Return the path of the thumbnail of the image with this file name."""
-        return self._thumbnails / f"{Path(name).stem}.webp"
+    def path(self, image: StoredImage) -> Path:
+        """Return the path of an image's file."""
+        return self._images / image.file
 
-    def remove(self, name: str) -> None:
-        for path in (self.path(name), self.thumbnail(name)):
+    def thumbnail(self, image_id: str) -> Path:
+        """Return the path of an image's thumbnail. That of an imported image exists once it was made."""
+        return self._thumbnails / f"{image_id}.webp"
+
+    def make_thumbnail(self, image: StoredImage) -> Path:
+        """Return the path of an image's thumbnail; make it if there is none. Raises FileError if it cannot be read."""
+        path = self.thumbnail(image.id)
+        if not path.exists():
+            with opened(self.path(image), READ) as picture:
+                write_whole(path, _thumbnail(picture.convert("RGB")), wait=False)
+        return path
+
+    def remove(self, image: StoredImage) -> None:
+        """Remove an image's files. The file of an imported image stays, because it is not ours."""
+        self.thumbnail(image.id).unlink(missing_ok=True)
+        if not image.imported:
+            path = self.path(image)
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                # Only an empty folder goes.
+                if path.parent != self._images:
+                    path.parent.rmdir()
 
     def sweep(self, known: Collection[str]) -> int:
-        """Remove the files that belong to no image, and return their number. A killed server leaves such files.
+        """Remove the files of images that a killed server did not finish, and return their number.
 
-        ``known``: the file names of all images.
+        ``known``: the files of all images.
         """
-        stems = {Path(name).stem for name in known}
         removed = 0
-        for path in (*self._images.glob("*"), *self._thumbnails.glob("*")):
-            # Other programs may use this folder too: remove only files with names that Safelight gives.
-            if _OURS.fullmatch(path.name) and path.stem not in stems:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    removed += 1
+        for marker in self._unfinished.glob("*"):
+            name = marker.read_text(errors="replace")
+            if name not in known:
+                for path in (self._images / name, self.thumbnail(marker.name)):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                        removed += 1
+            self.finish(marker.name)
+        for left in self._images.glob("**/.safelight-*"):
+            with contextlib.suppress(OSError):
+                left.unlink()
+                removed += 1
         return removed
 
 
-_OURS = re.compile(r"[0-9a-f]{32}\.(png|webp)|\.safelight-.*")
-
-
-def _thumbnail(image: Image) -> bytes:
-    small = PILImage.frombytes("RGB", (image.width, image.height), image.pixels)
+def _thumbnail(picture: PILImage.Image) -> bytes:
+    """Return a WebP file of the picture, whose shape it keeps."""
+    small = picture.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     out = io.BytesIO()
     small.save(out, "WEBP", quality=85)

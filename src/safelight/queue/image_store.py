@@ -1,21 +1,25 @@
-"""The finished images of a server: their files, their rows, and what listeners learn about them. No torch."""
+"""The images of a server: their files, their rows, and what listeners learn about them. No torch."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from safelight.queue.database import Database, StoredImage
+from safelight.queue.database import Database
 from safelight.queue.descriptions import image_to_dict
 from safelight.queue.events import Event, Events
 from safelight.queue.image_files import Gallery
 from safelight.queue.job import QueuedJob
+from safelight.queue.stored_image import ImageChange, StoredImage
 from safelight.request.results import Image
+
+DAY = 86_400.0
 
 
 class ImageStore:
-    """Stores and removes images: files in the gallery, rows in the database. Every row has its file."""
+    """Stores, changes and deletes images: files in the gallery, rows in the database. Every row has its file."""
 
     def __init__(self, database: Database, gallery: Gallery, events: Events) -> None:
         self._database = database
@@ -23,11 +27,9 @@ class ImageStore:
         self._events = events
 
     def add(self, job: QueuedJob, index: int, image: Image) -> None:
-        """Store an image of a running job; do nothing if the job no longer runs.
-
-        Write the file first, then the row. So every row has its file, and the next start removes files without a row.
-        """
+        """Store an image of a running job; do nothing if the job no longer runs."""
         image_id = uuid.uuid4().hex
+        request = image.metadata.get("request", {})
         stored = StoredImage(
             id=image_id,
             job=job.id,
@@ -48,26 +50,41 @@ class ImageStore:
                     "warnings": list(image.warnings),
                 },
             },
+            prompt=str(request.get("prompt", "")),
+            negative=str(request.get("negative", "")),
+            loras=tuple(str(one["name"]) for one in request.get("loras", ())),
         )
+        added = False
         try:
             added = self._database.add_image(stored)
-        except BaseException:
-            self._gallery.remove(stored.file)
-            raise
-        if not added:
-            self._gallery.remove(stored.file)
-            return
-        self._events.tell(Event("image", job.id, image_to_dict(stored)))
+        finally:
+            if not added:
+                self._gallery.remove(stored)
+            self._gallery.finish(image_id)
+        if added:
+            self._events.tell(Event("image", job.id, image_to_dict(stored)))
 
-    def forget(self, image_id: str) -> bool:
-        """Remove an image and its files. Returns whether it existed."""
-        image = self._database.forget_image(image_id)
-        if image is None:
-            return False
-        self._gallery.remove(image.file)
-        self._events.tell(Event("removed", image.job, {"id": image.id}))
-        return True
+    def change(self, ids: Sequence[str], change: ImageChange) -> list[str]:
+        """See :meth:`ImageTable.change`."""
+        changed = self._database.images.change(ids, change)
+        if changed:
+            self._events.tell(Event("images", "", {"ids": changed}))
+        return changed
+
+    def delete(self, ids: Sequence[str]) -> list[str]:
+        """Delete images and their files for ever. Returns the identifiers of those that existed."""
+        images = self._database.images.delete(ids)
+        for image in images:
+            self._gallery.remove(image)
+        deleted = [image.id for image in images]
+        if deleted:
+            self._events.tell(Event("images", "", {"ids": deleted}))
+        return deleted
+
+    def empty_trash(self, days: float) -> int:
+        """Delete the images that are in the trash for longer than ``days``. Returns their number."""
+        return len(self.delete(self._database.images.trashed_before(time.time() - days * DAY)))
 
     def sweep(self) -> None:
-        """Remove files without a row. A killed server leaves such files."""
-        self._gallery.sweep(self._database.files())
+        """Remove the files of images that a killed server did not finish."""
+        self._gallery.sweep(self._database.images.files())

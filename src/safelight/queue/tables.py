@@ -42,27 +42,60 @@ class JobRow(Table):
 
 
 class ImageRow(Table):
-    """A finished image.
+    """An image; its columns are the fields of :class:`safelight.queue.stored_image.StoredImage`.
 
-    ``place``: the image's number in its job, from 0.
-    ``file``: the name of its file in the folder of images.
-    ``width``, ``height``: in pixels.
-    ``created``: in seconds since 1970.
+    ``number``: the order in which images were added.
     """
 
     __tablename__ = "images"
-    __table_args__ = (UniqueConstraint("job", "place"), Index("images_by_time", "created"))
+    __table_args__ = (UniqueConstraint("job", "place"), {"sqlite_autoincrement": True})
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    job: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     place: Mapped[int]
     file: Mapped[str]
     width: Mapped[int]
     height: Mapped[int]
-    seed: Mapped[int]
+    seed: Mapped[int | None]
     model: Mapped[str]
     model_digest: Mapped[str]
     pixels_sha256: Mapped[str]
     created: Mapped[float]
+    program: Mapped[str]
+    prompt: Mapped[str]
+    negative: Mapped[str]
+    imported: Mapped[bool]
+    starred: Mapped[bool]
+    board: Mapped[str | None] = mapped_column(ForeignKey("boards.id"))
+    trashed: Mapped[float | None]
     # SQLAlchemy reserves the attribute name ``metadata``.
     image_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
+
+
+class BoardRow(Table):
+    """A board of images. ``created``: in seconds since 1970."""
+
+    __tablename__ = "boards"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    created: Mapped[float]
+
+
+class ImageLoraRow(Table):
+    """An image used a LoRA. ``image``: its number."""
+
+    __tablename__ = "image_loras"
+
+    lora: Mapped[str] = mapped_column(primary_key=True)
+    image: Mapped[int] = mapped_column(ForeignKey("images.number"), primary_key=True)
+
+
+class ImageTagRow(Table):
+    """An image has a tag. ``image``: its number."""
+
+    __tablename__ = "image_tags"
+
+    tag: Mapped[str] = mapped_column(primary_key=True)
+    image: Mapped[int] = mapped_column(ForeignKey("images.number"), primary_key=True)

@@ -13,7 +13,6 @@ from safelight.queue import order
 from safelight.queue.database import Database, recover
 from safelight.queue.descriptions import tell_job
 from safelight.queue.events import Events
-from safelight.queue.image_files import Gallery
 from safelight.queue.image_store import ImageStore
 from safelight.queue.job import QueuedJob
 from safelight.queue.order import OvertakeLimits
@@ -73,7 +72,7 @@ class Dispatcher:
     def __init__(
         self,
         database: Database,
-        gallery: Gallery,
+        images: ImageStore,
         supervisor: Supervisor,
         isolated_runner: IsolatedRunner,
         events: Events,
@@ -88,7 +87,7 @@ class Dispatcher:
         self._overtake_limits = overtake_limits
         self._max_queued = max_queued
         self._stopping = threading.Event()
-        self._images = ImageStore(database, gallery, events)
+        self._images = images
         self._runner = JobRunner(
             database, self._images, supervisor, isolated_runner, events, resolve, self._upcoming, self._stopping
         )
@@ -150,10 +149,6 @@ class Dispatcher:
             return False
         self._runner.cancel(job_id)
         return True
-
-    def forget(self, image_id: str) -> bool:
-        """Remove an image and its files. Returns whether it existed."""
-        return self._images.forget(image_id)
 
     def queue(self, limit: int) -> list[tuple[QueuedJob, str]]:
         """The first ``limit`` waiting jobs, in the order in which they will start if no other job arrives.

@@ -19,7 +19,7 @@ from safelight.workers.supervisor import Process
 
 if TYPE_CHECKING:
     # The queue imports SQLAlchemy, which an engine does not need.
-    from safelight.queue.database import StoredImage
+    from safelight.queue.stored_image import StoredImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class FreshProcesses:
         """Make the image again from its metadata, in a new process, and compare the pixels.
 
         Raises:
-            RequestError: this version cannot read the request in the metadata.
+            RequestError: this version cannot read the request in the metadata, or the image's pixels are not known.
             WorkerDiedError: the process died.
             SafelightError: the process failed, another fresh process is running, or the server is stopping.
         """
@@ -61,6 +61,8 @@ class FreshProcesses:
             raise RequestError(
                 "image", image.id, f"this version cannot read the request in its metadata ({error})"
             ) from error
+        if not image.pixels_sha256:
+            raise RequestError("image", image.id, "its file has other pixels than were made (JPEG, lossy WebP)")
         pixels = self.make_first_image(request, image.model_digest).pixels_sha256
         return Comparison(pixels == image.pixels_sha256, pixels)
 

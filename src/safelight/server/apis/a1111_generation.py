@@ -164,9 +164,9 @@ def _answer(control: Services, jobs: list[QueuedJob], asked: TextToImage) -> Gen
     job = next((job for job in jobs if job.state == "failed"), jobs[0])
     if job.state == "failed":
         raise of_job(job)
-    images = [image for one in jobs for image in control.database.images(1000, job=one.id)]
+    images = [image for one in jobs for image in control.database.images.of_job(one.id)]
     info = _info(jobs, job, images, asked.batch_size)
-    encoded = [base64.b64encode(control.gallery.path(image.file).read_bytes()).decode() for image in images]
+    encoded = [base64.b64encode(control.gallery.path(image).read_bytes()).decode() for image in images]
     left_out = {"init_images", "mask"} if not getattr(asked, "include_init_images", True) else set[str]()
     # These contain the pictures of ControlNets, which A1111 does not send back either.
     given = asked.model_dump(exclude=left_out | {"alwayson_scripts"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from safelight.assembly.services import Services
+from safelight.server.apis.native_boards import BoardRoutes
 from safelight.server.apis.native_downloads import DownloadRoutes
 from safelight.server.apis.native_health import HealthRoutes
 from safelight.server.apis.native_images import ImageRoutes
@@ -14,10 +15,24 @@ from safelight.server.apis.native_models import ModelRoutes
 from safelight.server.apis.native_pictures import PictureRoutes
 from safelight.server.problems import documented
 
+ROUTES = (
+    *(JobRoutes, ImageRoutes, BoardRoutes, PictureRoutes),
+    *(ModelRoutes, DownloadRoutes, MemoryRoutes, HealthRoutes),
+)
+
 
 def router(control: Services) -> APIRouter:
     """Return the router with the routes of Safelight's own API."""
     api = APIRouter(prefix="/api/v1", responses=documented())
-    for routes in (JobRoutes, ImageRoutes, PictureRoutes, ModelRoutes, DownloadRoutes, MemoryRoutes, HealthRoutes):
+    for routes in (
+        JobRoutes,
+        ImageRoutes,
+        BoardRoutes,
+        PictureRoutes,
+        ModelRoutes,
+        DownloadRoutes,
+        MemoryRoutes,
+        HealthRoutes,
+    ):
         routes(control).add_to(api)
     return api

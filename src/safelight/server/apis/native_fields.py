@@ -75,6 +75,7 @@ class AdapterModel(BaseModel):
     ``digest``: empty for a file that was imported and has not been read yet.
     ``bytes``: the size of its tensors.
     ``trigger_words``: the words of a prompt that call a LoRA.
+    ``preview``: the path of its preview picture on this server; empty if it has none.
     """
 
     name: str
@@ -84,6 +85,7 @@ class AdapterModel(BaseModel):
     digest: str
     bytes: int
     trigger_words: list[str]
+    preview: str
 
 
 class JobModel(BaseModel):
@@ -107,24 +109,6 @@ class JobModel(BaseModel):
     failure: str = FieldOf(description="kind of a failed job: input, failed, device, storage or worker")
 
 
-class ImageModel(BaseModel):
-    """A finished image."""
-
-    id: str
-    job: str
-    place: int
-    width: int
-    height: int
-    seed: int
-    model: str
-    model_digest: str
-    pixels_sha256: str
-    created: float
-    metadata: dict[str, Any]
-    url: str
-    thumbnail: str
-
-
 class Place(BaseModel):
     """A waiting job, and the reason for its place in the queue."""
 
@@ -146,6 +130,7 @@ class ModelModel(BaseModel):
     ``digest``: empty for a file that was imported and has not been read yet.
     ``bytes``: the size of its weights.
     ``defaults``: what a request gets for fields that it does not name, in place of the family's defaults.
+    ``preview``: the path of its preview picture on this server; empty if it has none.
     """
 
     name: str
@@ -162,6 +147,7 @@ class ModelModel(BaseModel):
     bytes: int
     pinned: bool
     defaults: dict[str, Any] = {}
+    preview: str = ""
 
 
 class DefaultsModel(BaseModel):
@@ -179,6 +165,14 @@ class DefaultsModel(BaseModel):
     schedule: str | None = None
     clip_skip: int | None = None
     vae: str | None = None
+
+
+class PreviewChoice(BaseModel):
+    """A preview picture. ``image``: an image of the gallery; empty for the picture beside the file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: Annotated[str, FieldOf(pattern="^([0-9a-f]{32})?$")]
 
 
 class Adding(BaseModel):

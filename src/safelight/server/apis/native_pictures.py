@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict
 from safelight.assembly.services import Services
 from safelight.catalog.file_hashes import FileHashes
 from safelight.catalog.inputs import FORMATS
-from safelight.pictures.generation_data import Program
+from safelight.pictures.generation_data import GenerationData, Program
+from safelight.pictures.opening import opened as opened_file
 from safelight.pictures.read_generation_data import read
+from safelight.queue.image_files import READ
 from safelight.resolve.foreign import carry_over
 from safelight.server.apis.base64_pictures import opened
-from safelight.server.problems import documented
+from safelight.server.apis.native_fields import ImageId
+from safelight.server.problems import RefusedError, documented, found
 
 
 class PictureToRead(BaseModel):
@@ -85,6 +88,7 @@ class PictureRoutes:
     def add_to(self, api: APIRouter) -> None:
         """Add the routes to a router."""
         api.post("/pictures/read", tags=["images"], responses=documented())(self.read)
+        api.get("/images/{image_id}/generation-data", tags=["images"], responses=documented(404))(self.of_image)
 
     def read(self, asked: PictureToRead) -> GenerationDataModel | None:
         """Read how a picture was made, by Safelight or by another program.
@@ -94,8 +98,22 @@ class PictureRoutes:
         """
         with opened("image", asked.image, (*FORMATS, "AVIF")) as image:
             made = read(image)
-        if made is None:
-            return None
+        return None if made is None else self._model(made)
+
+    def of_image(self, image_id: ImageId) -> GenerationDataModel | None:
+        """Read how an image of the gallery was made, and the request that makes one like it.
+
+        The answer is null if its file says nothing about it.
+        """
+        image = found(self._control.database.images.get(image_id), "image", image_id)
+        path = self._control.gallery.path(image)
+        if not path.exists():
+            raise RefusedError(404, "not_found", f"the file of image {image_id} is gone")
+        with opened_file(path, READ) as picture:
+            made = read(picture)
+        return None if made is None else self._model(made)
+
+    def _model(self, made: GenerationData) -> GenerationDataModel:
         carried = carry_over(made, self._control.catalog, FileHashes(self._control.settings.root))
         fields = carried.fields | ({"model": carried.model} if carried.model else {})
         fields["loras"] = [{"name": one.name, "strength": one.strength} for one in carried.fields.get("loras", ())]

@@ -453,7 +453,7 @@ def _answer(control: Services, jobs: list[QueuedJob], asked: ImageGeneration, ba
     quality = LOSSLESS if asked.output_compression is None else max(1, asked.output_compression)
     query = "" if form == "png" else f"?format={form}&quality={quality}"
     data: list[Datum] = []
-    for image in (image for each in jobs for image in control.database.images(1000, job=each.id)):
+    for image in (image for each in jobs for image in control.database.images.of_job(each.id)):
         if asked.as_base64:
             data.append(Datum(b64_json=_in_base64(control, asked, image)))
         else:
@@ -463,7 +463,7 @@ def _answer(control: Services, jobs: list[QueuedJob], asked: ImageGeneration, ba
 
 def _in_base64(control: Services, asked: ImageGeneration, image: StoredImage) -> str:
     """Return an image's file in base64, in the format that the client asked for."""
-    file, form = control.gallery.path(image.file).read_bytes(), asked.output_format or "png"
+    file, form = control.gallery.path(image).read_bytes(), asked.output_format or "png"
     if form != "png":
         file = _convert(file, form, asked.output_compression, image.metadata)
     return base64.b64encode(file).decode()

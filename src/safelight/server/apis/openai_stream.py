@@ -109,7 +109,7 @@ class Stream:
 
     def _images(self, job: str, first: int, end: int) -> list[StoredImage]:
         """Return the images of a job that are there, from one place to before another."""
-        return list(self.control.database.images(MOST_IMAGES, job=job))[first:end]
+        return list(self.control.database.images.of_job(job))[first:end]
 
     def _partial(self, job: QueuedJob, event: Event) -> int | None:
         """Return the number of a preview that is due, None if none is. They are spread over the steps evenly."""

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from safelight.assembly.services import Services
 from safelight.errors import SafelightError
-from safelight.queue.database import StoredImage
+from safelight.queue.stored_image import StoredImage
 from safelight.request.samplers import a1111_name
 from safelight.request.values import UPSCALERS
 from safelight.server import bridge
@@ -75,7 +75,7 @@ class ImageDialog:
         dialog.close()
 
     async def _start_from(self, image: StoredImage, dialog: ui.dialog) -> None:
-        data = await bridge.run(self._control.gallery.path(image.file).read_bytes)
+        data = await bridge.run(self._control.gallery.path(image).read_bytes)
         self._form.further.start_from(await bridge.run(self._control.catalog.inputs.store, "image", data))
         dialog.close()
 

@@ -13,9 +13,9 @@ from nicegui import ui
 
 from safelight.assembly.services import Services
 from safelight.errors import InputError, SafelightError
-from safelight.queue.database import StoredImage
 from safelight.queue.image_files import preview_url
 from safelight.queue.job import QueuedJob
+from safelight.queue.stored_image import StoredImage
 from safelight.request.results import Preview
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
@@ -240,10 +240,8 @@ class _Seen:
 def _seen(control: Services, asked: list[str], shown: int) -> _Seen:
     database = control.database
     jobs = database.jobs_of(asked)
-    sheet = [
-        (jobs[job], {image.place: image for image in database.images(1000, job=job)}) for job in asked if job in jobs
-    ]
-    return _Seen(control.dispatcher.queue(WAITING), sheet, database.images(shown + 1))
+    sheet = [(jobs[job], {image.place: image for image in database.images.of_job(job)}) for job in asked if job in jobs]
+    return _Seen(control.dispatcher.queue(WAITING), sheet, database.images.page(limit=shown + 1).images)
 
 
 def _queue(control: Services, requests: list[Request]) -> list[QueuedJob]:

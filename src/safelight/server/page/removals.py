@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from nicegui import ui
 
 from safelight.assembly.services import Services
+from safelight.queue.stored_image import ImageChange
 from safelight.server import bridge
 
 UNDO_SECONDS = 10.0
@@ -53,7 +54,7 @@ class Removals:
     async def _finish(self, image_ids: list[str]) -> None:
         for image_id in image_ids:
             del self._until[image_id]
-            await bridge.run(self._control.dispatcher.forget, image_id)
+            await bridge.run(self._control.images.change, [image_id], ImageChange(trashed=True))
 
     def _undo(self) -> None:
         self._until.clear()

@@ -20,7 +20,7 @@ def router(services):
         job = await intake.ended(services, job, http)
         if job.state != "done":
             raise of_job(job)
-        [image] = await bridge.run(lambda: services.database.images(1, job=job.id))
-        return FileResponse(services.gallery.path(image.file), media_type="image/png")
+        [image] = await bridge.run(lambda: services.database.images.of_job(job.id))
+        return FileResponse(services.gallery.path(image), media_type="image/png")
 
     return api

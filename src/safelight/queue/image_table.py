@@ -1,0 +1,359 @@
+"""The images of a server in its database: lists, search, boards, stars, tags and the trash.
+
+Several threads may use it; each method is one transaction.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Select, delete, func, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from safelight.errors import InputError
+from safelight.queue.database_file import DatabaseFile
+from safelight.queue.search_text import search_expression, searchable
+from safelight.queue.stored_image import NO_BOARD, Board, Facets, ImageChange, ImageFilter, ImagePage, StoredImage
+from safelight.queue.tables import BoardRow, ImageLoraRow, ImageRow, ImageTagRow
+
+AT_ONCE = 500
+"""Images of one SQL statement; SQLite limits the number of its variables."""
+
+
+ALL = ImageFilter()
+
+
+class ImageTable:
+    """The images in a database."""
+
+    def __init__(self, file: DatabaseFile) -> None:
+        self._file = file
+
+    def insert(self, session: Session, image: StoredImage) -> None:
+        """Add an image within a transaction. The caller writes the image's file first."""
+        values = {name: getattr(image, name) for name in _COLUMNS}
+        row = ImageRow(**values, job=image.job or None, board=image.board or None, image_metadata=image.metadata)
+        session.add(row)
+        session.flush()
+        session.add_all(ImageLoraRow(image=row.number, lora=lora) for lora in dict.fromkeys(image.loras))
+        session.add_all(ImageTagRow(image=row.number, tag=tag) for tag in dict.fromkeys(image.tags))
+        session.flush()
+        _index_text(session, row)
+
+    def add_imported(self, images: Iterable[StoredImage]) -> int:
+        """Add images that other programs or people have stored. Leaves out those whose file is known; returns the rest.
+
+        The files stay where they are.
+        """
+        added = 0
+        with self._file.session() as session, session.begin():
+            for image in images:
+                if not session.scalar(select(ImageRow.number).where(ImageRow.file == image.file)):
+                    self.insert(session, image)
+                    added += 1
+        return added
+
+    def known_files(self, files: Sequence[str]) -> set[str]:
+        """Return those of these files that belong to an image."""
+        found: set[str] = set()
+        with self._file.session() as session:
+            for part in _parts(files):
+                found.update(session.scalars(select(ImageRow.file).where(ImageRow.file.in_(part))))
+        return found
+
+    def get(self, image_id: str) -> StoredImage | None:
+        """Return an image, also if it is in the trash."""
+        found = self.get_all([image_id])
+        return found[0] if found else None
+
+    def get_all(self, ids: Sequence[str]) -> list[StoredImage]:
+        """Return images in the order of their identifiers; unknown identifiers are left out."""
+        found: dict[str, StoredImage] = {}
+        with self._file.session() as session:
+            for part in _parts(ids):
+                for image in _read(session, select(ImageRow).where(ImageRow.id.in_(part))):
+                    found[image.id] = image
+        return [found[one] for one in dict.fromkeys(ids) if one in found]
+
+    def of_job(self, job_id: str) -> list[StoredImage]:
+        """Return the images of a job in their order, without those in the trash."""
+        query = select(ImageRow).where(ImageRow.job == job_id, ImageRow.trashed.is_(None)).order_by(ImageRow.place)
+        with self._file.session() as session:
+            return _read(session, query)
+
+    def page(self, wanted: ImageFilter = ALL, limit: int = 100, cursor: str = "") -> ImagePage:
+        """Return the newest images that a filter lets through.
+
+        ``cursor``: that of an earlier page. Images that are added or removed meanwhile neither skip nor repeat others.
+        Raises InputError for a cursor that no page had.
+        """
+        query = _filtered(select(ImageRow), wanted)
+        if cursor:
+            created, number = _read_cursor(cursor)
+            query = query.where(
+                (ImageRow.created < created) | ((ImageRow.created == created) & (ImageRow.number < number))
+            )
+        query = query.order_by(ImageRow.created.desc(), ImageRow.number.desc()).limit(limit + 1)
+        with self._file.session() as session:
+            rows = list(session.scalars(query))
+            more = len(rows) > limit
+            rows = rows[:limit]
+            after = f"{rows[-1].created!r}-{rows[-1].number}" if more and rows else ""
+            return ImagePage(_images(session, rows), after)
+
+    def count(self, wanted: ImageFilter = ALL) -> int:
+        """Return how many images a filter lets through."""
+        with self._file.session() as session:
+            return session.scalars(_filtered(select(func.count()).select_from(ImageRow), wanted)).one()
+
+    def ids(self, wanted: ImageFilter) -> list[str]:
+        """Return the identifiers of all images that a filter lets through, the newest first."""
+        query = _filtered(select(ImageRow.id), wanted).order_by(ImageRow.created.desc(), ImageRow.number.desc())
+        with self._file.session() as session:
+            return list(session.scalars(query))
+
+    def facets(self) -> Facets:
+        """Return the values by which images can be filtered."""
+        # SQLite would look for this column alone by an index. As a term it is read from the index of each column.
+        shown = func.coalesce(ImageRow.trashed, 0.0) == 0.0
+        # Few images are in the trash, so to leave these out is quicker than to look up all others.
+        in_trash = select(ImageRow.number).where(ImageRow.trashed.is_not(None))
+        of_image = {
+            "loras": (ImageLoraRow.lora, ImageLoraRow.image),
+            "tags": (ImageTagRow.tag, ImageTagRow.image),
+        }
+        with self._file.session() as session:
+            found: dict[str, dict[str, int]] = {}
+            for name, column in (("models", ImageRow.model), ("programs", ImageRow.program)):
+                query = select(column, func.count()).where(shown).group_by(column)
+                found[name] = _counts(session.execute(query).tuples())
+            for name, (column, image) in of_image.items():
+                query = select(column, func.count()).where(image.not_in(in_trash)).group_by(column)
+                found[name] = _counts(session.execute(query).tuples())
+        return Facets(**found)
+
+    def change(self, ids: Sequence[str], change: ImageChange) -> list[str]:
+        """Change images, all or none. Returns the identifiers of those that exist, in their order.
+
+        Raises InputError if the board does not exist.
+        """
+        values: dict[str, Any] = {}
+        if change.starred is not None:
+            values["starred"] = change.starred
+        if change.board is not None:
+            values["board"] = None if change.board == NO_BOARD else change.board
+        found: set[str] = set()
+        with self._file.session() as session, session.begin():
+            if values.get("board") and session.get(BoardRow, values["board"]) is None:
+                raise InputError(f"there is no board {change.board}")
+            for part in _parts(ids):
+                rows = select(ImageRow.number, ImageRow.id).where(ImageRow.id.in_(part))
+                numbers = dict(list(session.execute(rows).tuples()))
+                found.update(numbers.values())
+                here = ImageRow.number.in_(numbers)
+                if values:
+                    session.execute(update(ImageRow).where(here).values(**values))
+                if change.trashed is not None:
+                    # What is in the trash already keeps its time there.
+                    moves = here & (ImageRow.trashed.is_(None) == change.trashed)
+                    now = time.time() if change.trashed else None
+                    session.execute(update(ImageRow).where(moves).values(trashed=now))
+                if change.add_tags or change.remove_tags:
+                    _change_tags(session, list(numbers), change)
+        return [one for one in dict.fromkeys(ids) if one in found]
+
+    def delete(self, ids: Sequence[str]) -> list[StoredImage]:
+        """Delete the rows of images, not their files. Returns the images that there were."""
+        images = self.get_all(ids)
+        with self._file.session() as session, session.begin():
+            for part in _parts([image.id for image in images]):
+                numbers = list(session.scalars(select(ImageRow.number).where(ImageRow.id.in_(part))))
+                for table in (ImageTagRow, ImageLoraRow):
+                    session.execute(delete(table).where(table.image.in_(numbers)))
+                session.execute(text(f"DELETE FROM image_texts WHERE rowid IN ({','.join(map(str, numbers))})"))
+                session.execute(delete(ImageRow).where(ImageRow.number.in_(numbers)))
+        return images
+
+    def trashed_before(self, until: float) -> list[str]:
+        """Return the images that were moved to the trash before a time."""
+        with self._file.session() as session:
+            return list(session.scalars(select(ImageRow.id).where(ImageRow.trashed < until)))
+
+    def files(self) -> set[str]:
+        """Return the files of all images, also of those in the trash."""
+        with self._file.session() as session:
+            return set(session.scalars(select(ImageRow.file)))
+
+    def boards(self) -> list[Board]:
+        """Return all boards by name."""
+        with self._file.session() as session:
+            return _boards(session)
+
+    def add_board(self, name: str) -> Board:
+        """Add a board. Raises InputError if there is one with this name."""
+        with self._file.session() as session, session.begin():
+            _require_free_name(session, name)
+            row = BoardRow(id=uuid.uuid4().hex, name=name, created=time.time())
+            session.add(row)
+            return Board(row.id, row.name, row.created)
+
+    def rename_board(self, board_id: str, name: str) -> Board | None:
+        """Rename a board. Returns None if there is no such board. Raises InputError for the name of another one."""
+        with self._file.session() as session, session.begin():
+            row = session.get(BoardRow, board_id)
+            if row is None:
+                return None
+            if row.name != name:
+                _require_free_name(session, name)
+            row.name = name
+            session.flush()
+            return next(board for board in _boards(session) if board.id == board_id)
+
+    def delete_board(self, board_id: str) -> bool:
+        """Delete a board. Its images stay, on no board. Returns whether it existed."""
+        with self._file.session() as session, session.begin():
+            row = session.get(BoardRow, board_id)
+            if row is not None:
+                session.execute(update(ImageRow).where(ImageRow.board == board_id).values(board=None))
+                session.delete(row)
+            return row is not None
+
+
+_COLUMNS = (
+    *("id", "place", "file", "width", "height", "seed", "model", "model_digest", "pixels_sha256", "created"),
+    *("prompt", "negative", "program", "imported", "starred", "trashed"),
+)
+"""Columns whose values are those of :class:`StoredImage`."""
+
+
+def _parts(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (values[at : at + AT_ONCE] for at in range(0, len(values), AT_ONCE))
+
+
+def _counts(rows: Iterable[tuple[str, int]]) -> dict[str, int]:
+    return dict(sorted((row for row in rows if row[0]), key=lambda row: (-row[1], row[0])))
+
+
+def _read_cursor(cursor: str) -> tuple[float, int]:
+    created, _, number = cursor.rpartition("-")
+    try:
+        return float(created), int(number)
+    except ValueError as error:
+        raise InputError(f"cursor {cursor!r} is not one that a list of images had") from error
+
+
+def _filtered(query: Select[Any], wanted: ImageFilter) -> Select[Any]:
+    query = query.where(ImageRow.trashed.is_not(None) if wanted.trashed else ImageRow.trashed.is_(None))
+    exact = {
+        ImageRow.model: wanted.model or None,
+        ImageRow.program: wanted.program or None,
+        ImageRow.seed: wanted.seed,
+        ImageRow.starred: wanted.starred,
+    }
+    for column, value in exact.items():
+        if value is not None:
+            query = query.where(column == value)
+    if wanted.board:
+        query = query.where(ImageRow.board.is_(None) if wanted.board == NO_BOARD else ImageRow.board == wanted.board)
+    if wanted.after is not None:
+        query = query.where(ImageRow.created >= wanted.after)
+    if wanted.before is not None:
+        query = query.where(ImageRow.created < wanted.before)
+    if wanted.tag:
+        query = query.where(ImageRow.number.in_(select(ImageTagRow.image).where(ImageTagRow.tag == wanted.tag)))
+    if wanted.lora:
+        query = query.where(ImageRow.number.in_(select(ImageLoraRow.image).where(ImageLoraRow.lora == wanted.lora)))
+    if wanted.search:
+        expression = search_expression(wanted.search)
+        # A search without a word finds nothing.
+        found = "SELECT rowid FROM image_texts WHERE image_texts MATCH :search" if expression else "SELECT 0"
+        matches = text(f"images.number IN ({found})")
+        query = query.where(matches.bindparams(search=expression) if expression else matches)
+    return query
+
+
+def _read(session: Session, query: Select[Any]) -> list[StoredImage]:
+    rows: list[ImageRow] = list(session.scalars(query))
+    return _images(session, rows)
+
+
+def _images(session: Session, rows: Sequence[ImageRow]) -> list[StoredImage]:
+    """Return rows as images, with their LoRAs and tags."""
+    loras: Mapping[int, list[str]] = defaultdict(list)
+    tags: Mapping[int, list[str]] = defaultdict(list)
+    numbers = [row.number for row in rows]
+    for at in range(0, len(numbers), AT_ONCE):
+        part = numbers[at : at + AT_ONCE]
+        used = select(ImageLoraRow.image, ImageLoraRow.lora).where(ImageLoraRow.image.in_(part))
+        for number, lora in session.execute(used.order_by(ImageLoraRow.lora)).tuples():
+            loras[number].append(lora)
+        given = select(ImageTagRow.image, ImageTagRow.tag).where(ImageTagRow.image.in_(part))
+        for number, tag in session.execute(given.order_by(ImageTagRow.tag)).tuples():
+            tags[number].append(tag)
+    return [
+        StoredImage(
+            **{name: getattr(row, name) for name in _COLUMNS},
+            job=row.job or "",
+            board=row.board or "",
+            metadata=dict(row.image_metadata),
+            loras=tuple(loras[row.number]),
+            tags=tuple(tags[row.number]),
+        )
+        for row in rows
+    ]
+
+
+def _change_tags(session: Session, numbers: Sequence[int], change: ImageChange) -> None:
+    if change.remove_tags:
+        gone = ImageTagRow.image.in_(numbers) & ImageTagRow.tag.in_(change.remove_tags)
+        session.execute(delete(ImageTagRow).where(gone))
+    for tag in dict.fromkeys(change.add_tags):
+        have = set(session.scalars(select(ImageTagRow.image).where(ImageTagRow.tag == tag)))
+        new = [{"image": number, "tag": tag} for number in numbers if number not in have]
+        if new:
+            session.execute(insert(ImageTagRow), new)
+    for row in session.scalars(select(ImageRow).where(ImageRow.number.in_(numbers))):
+        _index_text(session, row)
+
+
+def _index_text(session: Session, row: ImageRow) -> None:
+    """Write an image's texts into the full-text index, in place of earlier ones."""
+    names = [row.model]
+    names += session.scalars(select(ImageLoraRow.lora).where(ImageLoraRow.image == row.number))
+    tags = session.scalars(select(ImageTagRow.tag).where(ImageTagRow.image == row.number))
+    file = row.file.replace("\\", "/").rpartition("/")[2] if row.imported else ""
+    session.execute(text("DELETE FROM image_texts WHERE rowid = :number"), {"number": row.number})
+    session.execute(
+        text(
+            "INSERT INTO image_texts (rowid, prompt, names, tags, file) VALUES (:number, :prompt, :names, :tags, :file)"
+        ),
+        {
+            "number": row.number,
+            "prompt": searchable(row.prompt),
+            "names": searchable(" ".join(names)),
+            "tags": searchable(" ".join(tags)),
+            "file": searchable(file),
+        },
+    )
+
+
+def _boards(session: Session) -> list[Board]:
+    newest = (
+        select(ImageRow.id)
+        .where(ImageRow.board == BoardRow.id, ImageRow.trashed.is_(None))
+        .order_by(ImageRow.created.desc(), ImageRow.number.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    count = select(func.count()).where(ImageRow.board == BoardRow.id, ImageRow.trashed.is_(None)).scalar_subquery()
+    query = select(BoardRow.id, BoardRow.name, BoardRow.created, count, newest).order_by(func.lower(BoardRow.name))
+    return [Board(*row[:4], cover=row[4] or "") for row in session.execute(query).tuples()]
+
+
+def _require_free_name(session: Session, name: str) -> None:
+    if session.scalar(select(BoardRow.id).where(BoardRow.name == name)):
+        raise InputError(f"there is already a board {name!r}")

@@ -1,0 +1,98 @@
+"""The gallery's files: names that people can read, folders by date, and nothing left of what was not finished."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as PILImage
+
+from safelight.queue.export import export
+from safelight.queue.image_files import THUMBNAIL, Gallery
+from safelight.queue.stored_image import StoredImage
+from safelight.request.results import Image
+from safelight.request.schema import Request
+
+TODAY = time.strftime("%Y-%m-%d")
+
+
+@pytest.fixture(scope="module")
+def image(shared_engine: Any) -> Image:
+    request = Request("a/b", "starter-noto", seed=7, steps=1, width=64, height=64)
+    return replace(next(shared_engine.generate(request)), model="国风 v3")
+
+
+def stored(number: int, file: str, **more: object) -> StoredImage:
+    return replace(StoredImage(f"{number:032x}", "j", 0, file, 16, 8, 7, "m", "d", "s", 1.0, {"request": {}}), **more)
+
+
+def test_names_can_be_read_and_no_file_is_replaced(image: Image, tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    names = [gallery.put(image, f"{number:032x}") for number in range(3)]
+    assert names == [f"{TODAY}/国风-v3-7.png", f"{TODAY}/国风-v3-7-2.png", f"{TODAY}/国风-v3-7-3.png"]
+    assert all((tmp_path / "images" / name).is_file() for name in names)
+    other = Gallery(tmp_path, "{date}/{prompt}/{seed}")
+    assert other.put(image, "f" * 32) == f"{TODAY}/a-b/7.png"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1600, 400), (400, 1600), (64, 64)])
+def test_a_thumbnail_keeps_the_shape(width: int, height: int, image: Image, tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    gallery.put(replace(image, width=width, height=height, pixels=bytes(width * height * 3)), "a" * 32)
+    with PILImage.open(gallery.thumbnail("a" * 32)) as small:
+        assert small.width * height == small.height * width
+        assert max(small.size) == min(THUMBNAIL, max(width, height))
+
+
+def test_what_a_killed_server_left_goes_at_the_next_start(image: Image, tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    done, unfinished, unmarked = (gallery.put(image, letter * 32) for letter in "abc")
+    gallery.finish("c" * 32)
+    own = tmp_path / "images" / TODAY / "mine.png"
+    own.write_bytes(b"x")
+    (tmp_path / "images" / TODAY / ".safelight-half").write_bytes(b"x")
+    assert gallery.sweep({done, unmarked}) == 3
+    assert (tmp_path / "images" / done).exists()
+    assert not (tmp_path / "images" / unfinished).exists()
+    assert not gallery.thumbnail("b" * 32).exists()
+    assert own.exists()
+    assert gallery.sweep(set()) == 0
+    assert (tmp_path / "images" / done).exists()
+
+
+def test_the_file_of_an_imported_image_stays(image: Image, tmp_path: Path) -> None:
+    gallery, path = Gallery(tmp_path / "root"), tmp_path / "theirs.jpg"
+    PILImage.new("RGB", (1000, 500), "red").save(path)
+    imported = stored(1, str(path), imported=True)
+    assert gallery.path(imported) == path
+    with PILImage.open(gallery.make_thumbnail(imported)) as small:
+        assert small.size == (THUMBNAIL, THUMBNAIL // 2)
+    gallery.remove(imported)
+    assert path.exists()
+    assert not gallery.thumbnail(imported.id).exists()
+    own = stored(2, gallery.put(image, f"{2:032x}"))
+    gallery.remove(own)
+    assert not gallery.path(own).parent.exists()
+
+
+def test_an_archive_has_all_files_and_says_what_is_missing(image: Image, tmp_path: Path) -> None:
+    gallery, path = Gallery(tmp_path / "root"), tmp_path / "a.png"
+    path.write_bytes(b"picture")
+    images = [
+        stored(1, gallery.put(image, f"{1:032x}")),
+        stored(2, str(path), imported=True),
+        stored(3, str(tmp_path / "b" / "a.png"), imported=True),
+    ]
+    with zipfile.ZipFile(io.BytesIO(b"".join(export(images, gallery)))) as archive:
+        assert archive.testzip() is None
+        listed = json.loads(archive.read("images.json"))
+        assert [one["file"] for one in listed] == [images[0].file, "imported/a.png", None]
+        assert archive.read("imported/a.png") == b"picture"
+        assert "No such file" in listed[2]["problem"]
+        assert archive.read(images[0].file) == gallery.path(images[0]).read_bytes()
