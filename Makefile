@@ -75,6 +75,10 @@ mutants: $(STAMP) ## protections are removed one at a time: their tests must go 
 parity: $(STAMP) ## the tests that compare with other programs, as a page
 	$(PY) tools/parity.py docs/parity.md
 
+page: $(STAMP) ## the types of the page's scripts, and all its tests in a browser
+	$(PY) tools/check_page.py
+	$(PY) -m pytest -q -m "not proof" tests/server/page
+
 story: $(STAMP) ## each suspect of the reports injected into the running program, with pictures
 	$(PY) tools/story.py docs/the-story.md
 

@@ -147,11 +147,11 @@ def test_the_command_installs_from_where_safelight_came(
             return None if recorded is None else json.dumps(recorded)
 
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
-    monkeypatch.setitem(sys.modules, "nicegui", None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError) as caught:
         extras.require("server", "it")
     assert str(caught.value).endswith(f"-m pip install {words}")
-    assert caught.value.missing == ("nicegui",)
+    assert caught.value.missing == ("uvicorn",)
     assert isinstance(caught.value, InputError)
 
 

@@ -30,7 +30,7 @@ packages = sorted({name.partition(".")[0] for name in sys.modules})
 print(json.dumps({"changed": [[a, b] for a, b in zip(one, other) if a != b], "packages": packages}))
 """
 
-SERVERS_ONLY = {"alembic", "fastapi", "nicegui", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"}
+SERVERS_ONLY = {"alembic", "fastapi", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"}
 """Packages that an image does not need: importing them would take a second."""
 
 

@@ -49,12 +49,14 @@ class LoadedSettings:
     ``origins``: the source of each setting's value, by name.
     ``ignored``: unknown entries of the file and unknown variables, with the reason why they are ignored.
     ``exposed``: the file, if it contains a secret and others than its owner may read it.
+    ``file``: the file of settings that the user chose; None for that of the root.
     """
 
     settings: Settings
     origins: Mapping[str, str]
     ignored: Mapping[str, str]
     exposed: Path | None = None
+    file: Path | None = None
 
 
 class _Source(PydanticBaseSettingsSource):
@@ -160,7 +162,7 @@ def explain_settings(root: Path | None = None, file: Path | None = None, **given
     path = settings_file.path
     has_secret = any(origins[name] == str(path) for name in SECRETS)
     exposed = path if path is not None and has_secret and _is_exposed(path) else None
-    return LoadedSettings(settings, origins, ignored, exposed)
+    return LoadedSettings(settings, origins, ignored, exposed, file)
 
 
 def _refusal(error: ValidationError, origin: str) -> SettingError:
@@ -199,10 +201,11 @@ def write_setting(root: Path, name: str, text: str) -> object:
     try:
         value: Any = yaml.safe_load(text)
         settings = Settings(**{name: value})
-    except yaml.YAMLError as error:
-        raise SettingError(name, "…" if name in SECRETS else text, COMMAND, "is not YAML") from error
     except ValidationError as error:
         raise _refusal(error, COMMAND) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # PyYAML also raises what Python raises for a date that does not exist, and for deep lists.
+        raise SettingError(name, "…" if name in SECRETS else text[:100], COMMAND, "is not YAML") from error
     _write_entries(path, {**entries, name: value})
     return getattr(settings, name)
 

@@ -119,9 +119,13 @@ def test_a_model_has_the_preview_that_a_user_chose(http: httpx.Client, images: l
     path = "/api/v1/models/starter-noto"
     assert http.get(path).json()["preview"] == ""
     assert http.get(f"{path}/preview").status_code == 404
-    assert http.put(f"{path}/preview", json={"image": images[0]["id"]}).json()["preview"] == f"{path}/preview"
-    with PILImage.open(io.BytesIO(http.get(f"{path}/preview").content)) as picture:
+    assert http.put(f"{path}/preview", json={"image": images[0]["id"]}).status_code == 204
+    assert http.get(path).json()["preview"] == f"{path}/preview"
+    answer = http.get(f"{path}/preview")
+    assert http.get(f"{path}/preview", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+    with PILImage.open(io.BytesIO(answer.content)) as picture:
         assert picture.size == (images[0]["width"], images[0]["height"])
     assert http.put(f"{path}/preview", json={"image": "0" * 32}).status_code == 404
-    assert http.put(f"{path}/preview", json={"image": ""}).json()["preview"] == ""
+    assert http.put(f"{path}/preview", json={"image": ""}).status_code == 204
+    assert http.get(path).json()["preview"] == ""
     assert http.get("/api/v1/adapters/nobody/preview").status_code == 404

@@ -42,7 +42,7 @@ IMPORTED = (
     "safelight.cli.main",
     "safelight.server.app",
     "safelight.server.connections",
-    "safelight.server.page.page",
+    "safelight.server.page.routes",
 )
 """What servers and workers need beside what computes."""
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from safelight.assembly.examination import Examinations
 from safelight.assembly.isolated import open_isolated_runner
 from safelight.assembly.library import open_library
 from safelight.assembly.programs import WORKER
@@ -28,6 +32,7 @@ from safelight.request.schema import Request
 from safelight.resolve.contents import find_model
 from safelight.resolve.resolve import resolve
 from safelight.settings import Settings
+from safelight.settings_sources import LoadedSettings, explain_settings
 from safelight.workers.dispatcher import Dispatcher
 from safelight.workers.fresh_process import FreshProcesses
 from safelight.workers.isolation import IsolatedRunner
@@ -41,9 +46,16 @@ SWEEP_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of a server below HTTP. ``lock``: the running server holds it, so that a root has only one server."""
+    """The parts of a server below HTTP.
+
+    ``sources``: where each setting came from when the server started.
+    ``stored_at_start``: the settings without the options of the command, at that time, as JSON has them.
+    ``lock``: the running server holds it, so that a root has only one server.
+    """
 
     settings: Settings
+    sources: LoadedSettings
+    stored_at_start: Mapping[str, Any]
     library: Library
     catalog: Catalog
     database: Database
@@ -56,6 +68,7 @@ class Services:
     isolated_runner: IsolatedRunner
     downloads: Downloads
     watcher: FolderWatcher
+    examinations: Examinations
     lock: FileLock
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -82,6 +95,7 @@ class Services:
         self.stopping.set()
         self.watcher.stop()
         self.downloads.stop()
+        self.examinations.stop()
         self.fresh_processes.close()
         self.dispatcher.stop(self.settings.shutdown_seconds)
         self.supervisor.close()
@@ -90,24 +104,17 @@ class Services:
         self.lock.release()
 
 
-def open_services(settings: Settings) -> Services:
+def open_services(settings: Settings, sources: LoadedSettings | None = None) -> Services:
     """Open everything that a server needs below HTTP. The worker starts to import.
+
+    ``sources``: where the settings came from; None if no file and no variable was read.
 
     Raises InputError when another server uses this root, UnreadableFileError when the root cannot be written, and the
     errors of opening the database.
     """
     library = open_library(settings)
     # Lock before opening the database: opening migrates it, which must not happen while another server uses it.
-    lock = FileLock(settings.root / ".serving")
-    try:
-        settings.root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(
-            f"another Safelight server uses {settings.root}; stop it, or choose another folder with --root"
-        ) from error
-    except OSError as error:
-        raise UnreadableFileError(settings.root, f"cannot be written: {error.strerror or error}") from error
+    lock = _lock_root(settings.root)
     database = Database(settings.root)
     gallery, events = Gallery(settings.root, settings.image_names), Events()
     images = ImageStore(database, gallery, events)
@@ -133,6 +140,8 @@ def open_services(settings: Settings) -> Services:
     fresh_processes = FreshProcesses(WORKER, settings, catalog)
     return Services(
         settings,
+        sources or LoadedSettings(settings, dict.fromkeys(type(settings).model_fields, "default"), {}),
+        explain_settings(settings.root, sources.file if sources else None).settings.model_dump(mode="json"),
         library,
         catalog,
         database,
@@ -145,8 +154,24 @@ def open_services(settings: Settings) -> Services:
         isolated_runner,
         _open_downloads(settings, library, events),
         _open_watcher(settings, catalog, events),
+        Examinations(settings.root, lambda: events.tell(Event("doctor", ""))),
         lock,
     )
+
+
+def _lock_root(root: Path) -> FileLock:
+    """Return the lock of a root, held by this process. Raises InputError if another server holds it."""
+    lock = FileLock(root / ".serving")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"another Safelight server uses {root}; stop it, or choose another folder with --root"
+        ) from error
+    except OSError as error:
+        raise UnreadableFileError(root, f"cannot be written: {error.strerror or error}") from error
+    return lock
 
 
 def _open_downloads(settings: Settings, library: Library, events: Events) -> Downloads:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +54,11 @@ def choose(card: Card, root: Path, picture: Path | None) -> None:
         write_whole(_chosen(card, root), _small(picture))
 
 
+def tag(path: Path) -> str:
+    """Return a text that is another one as soon as the file changes, as an HTTP header has it."""
+    return f'"{hashlib.blake2b(f"{path} {stamp_of(path)}".encode("utf-8", "replace"), digest_size=12).hexdigest()}"'
+
+
 def webp(path: Path) -> bytes:
     """Return a preview as a small WebP file. Raises UnreadableFileError, CorruptFileError."""
     return _of_stamp(path, stamp_of(path))
@@ -63,7 +69,7 @@ def _chosen(card: Card, root: Path) -> Path:
     return root / FOLDER / f"{kind}-{names.file_stem(card.name)}.webp"
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=1024)
 def _of_stamp(path: Path, stamp: Stamp | None) -> bytes:
     """Return a preview. ``stamp``: the file's, so that a file which has changed is read again."""
     del stamp

@@ -29,7 +29,8 @@ def serve(
 ) -> None:
     """Run the server: the page, and the HTTP APIs of Safelight, OpenAI and AUTOMATIC1111."""
     extras.require("server", "`safelight serve`")
-    settings = loaded(context, root, host=host, port=port, api_key=api_key).settings
+    sources = loaded(context, root, host=host, port=port, api_key=api_key)
+    settings = sources.settings
     from safelight.server.auth import is_loopback
 
     if not is_loopback(settings.host) and settings.api_key is None:
@@ -41,13 +42,13 @@ def serve(
     from safelight.assembly.services import open_services
     from safelight.server import app
     from safelight.server.connections import Numbered
-    from safelight.server.page import page
+    from safelight.server.page import routes
     from safelight.workers.running_server import announced
 
     logs.to_stderr(settings.log_format)
-    control = open_services(settings)
+    control = open_services(settings, sources)
     application = app.create(control)
-    page.mount(application, control)
+    routes.mount(application)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     typer.echo(f"Safelight is at http://{name}:{bound.getsockname()[1]} (Ctrl-C stops it)")
     config = uvicorn.Config(

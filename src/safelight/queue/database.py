@@ -16,6 +16,7 @@ from safelight.queue.database_file import DatabaseFile
 from safelight.queue.image_table import ImageTable
 from safelight.queue.job import ATTEMPTS, Failure, QueuedJob, State
 from safelight.queue.order import Waiting
+from safelight.queue.preset_table import PresetTable
 from safelight.queue.stored_image import StoredImage
 from safelight.queue.tables import JobRow
 from safelight.request.job import Job, is_resolved
@@ -26,7 +27,7 @@ from safelight.request.stored import read_request
 class Database:
     """The jobs and images of the server whose database is in ``folder``.
 
-    ``images``: the images.
+    ``images``, ``presets``: the images, and the requests that people saved.
     ``migrate``: see :class:`DatabaseFile`.
     Raises the errors of :class:`DatabaseFile`.
     """
@@ -34,6 +35,7 @@ class Database:
     def __init__(self, folder: Path, *, migrate: bool = True) -> None:
         self._file = DatabaseFile(folder, migrate=migrate)
         self.images = ImageTable(self._file)
+        self.presets = PresetTable(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -150,6 +152,14 @@ class Database:
         """
         values = {"state": state, "ended": time.time(), "reason": reason, "failure": failure}
         return self._leave_state(job_id, was, seconds, values)
+
+    def set_priority(self, job_id: str, priority: int) -> bool:
+        """Set the priority of a job that waits. Returns whether it waited."""
+        with self._file.session() as session, session.begin():
+            changed = session.execute(
+                update(JobRow).where(JobRow.id == job_id, JobRow.state == "queued").values(priority=priority)
+            )
+            return bool(changed.rowcount)  # pyright: ignore[reportAttributeAccessIssue]
 
     def put_back(self, job_id: str, reason: str, counts_as_attempt: bool = True, seconds: float = 0.0) -> bool:
         """Queue a running job again, at its old place; return False when it does not run.

@@ -10,7 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
@@ -54,6 +54,16 @@ class DatabaseFile:
                 yield session
         except OperationalError as error:
             raise StorageError(self._path, f"cannot be written: {error.orig}") from error
+
+    @contextlib.contextmanager
+    def writing(self) -> Generator[Session]:
+        """Open a session that writes, in one transaction. What it reads, nobody else changes meanwhile.
+
+        Raises StorageError when the disk is full or cannot be written.
+        """
+        with self.session() as session, session.begin():
+            session.execute(text("BEGIN IMMEDIATE"))
+            yield session
 
 
 def _open(path: Path, migrate: bool) -> Engine:

@@ -68,6 +68,7 @@ def image_to_dict(image: StoredImage) -> dict[str, Any]:
         "board": image.board,
         "tags": list(image.tags),
         "trashed": image.trashed,
+        "same": image.same,
         "marks": [str(mark) for mark in image.metadata.get("marks", ())],
         "metadata": dict(image.metadata),
         "url": f"/api/v1/images/{image.id}/file",

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["job", "progress", "image", "images", "boards", "memory", "worker", "download", "models"]
+Kind = Literal[
+    "job", "progress", "image", "images", "boards", "presets", "memory", "worker", "download", "models", "doctor"
+]
 
 
 @dataclass(frozen=True, slots=True)

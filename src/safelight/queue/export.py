@@ -49,7 +49,10 @@ def export(images: Iterable[StoredImage], gallery: Gallery) -> Generator[bytes]:
             entry: dict[str, object] = {**asdict(image), "file": name}
             listed.append(entry)
             try:
-                with path.open("rb") as source, archive.open(zipfile.ZipInfo.from_file(path, name), "w") as target:
+                with (
+                    path.open("rb") as source,
+                    archive.open(zipfile.ZipInfo.from_file(path, name, strict_timestamps=False), "w") as target,
+                ):
                     while chunk := source.read(CHUNK):
                         target.write(chunk)
                         yield sent.take()

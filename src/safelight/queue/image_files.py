@@ -6,7 +6,7 @@ import base64
 import contextlib
 import io
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,14 @@ from PIL import Image as PILImage
 
 from safelight.file_patterns import DEFAULT
 from safelight.files.disk import flush_to_disk, place_new, temporary_file_in, write_new, write_whole
+from safelight.logs import Log
 from safelight.pictures.file_format import ENDINGS, LOSSLESS, ImageFormat, encode
 from safelight.pictures.file_names import file_stem
 from safelight.pictures.opening import opened
 from safelight.queue.stored_image import StoredImage
 from safelight.request.results import Image, Preview
+
+_log = Log(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +119,30 @@ class Gallery:
                 write_whole(path, _thumbnail(picture.convert("RGB")), wait=False)
         return path
 
+    def mark(self, images: Iterable[StoredImage]) -> None:
+        """Write a marker for each image: its files go at the next start, if its row is gone by then."""
+        for image in images:
+            name = "" if image.imported else image.file
+            write_whole(self._unfinished / image.id, name.encode(), wait=False)
+
     def remove(self, image: StoredImage) -> None:
-        """Remove an image's files. The file of an imported image stays, because it is not ours."""
-        self.thumbnail(image.id).unlink(missing_ok=True)
-        if not image.imported:
-            path = self.path(image)
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                # Only an empty folder goes.
-                if path.parent != self._images:
-                    path.parent.rmdir()
+        """Remove an image's files and its marker. The file of an imported image stays, because it is not ours.
+
+        What cannot be removed now stays with its marker, for the next start.
+        """
+        try:
+            self.thumbnail(image.id).unlink(missing_ok=True)
+            if not image.imported:
+                path = self.path(image)
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    # Only an empty folder goes.
+                    if path.parent != self._images:
+                        path.parent.rmdir()
+        except OSError as error:
+            _log.warning("a deleted image's file could not be removed", image=image.id, why=str(error))
+            return
+        self.finish(image.id)
 
     def sweep(self, known: Collection[str]) -> int:
         """Remove the files of images that a killed server did not finish, and return their number.
@@ -135,12 +152,13 @@ class Gallery:
         removed = 0
         for marker in self._unfinished.glob("*"):
             name = marker.read_text(errors="replace")
-            if name not in known:
-                for path in (self._images / name, self.thumbnail(marker.name)):
-                    with contextlib.suppress(OSError):
-                        path.unlink()
-                        removed += 1
-            self.finish(marker.name)
+            left = [] if name in known else [self.thumbnail(marker.name), *([self._images / name] if name else [])]
+            for path in left:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    removed += 1
+            if not any(path.exists() for path in left):
+                self.finish(marker.name)
         for left in self._images.glob("**/.safelight-*"):
             with contextlib.suppress(OSError):
                 left.unlink()

@@ -58,9 +58,10 @@ class ImageStore:
         try:
             added = self._database.add_image(stored)
         finally:
-            if not added:
+            if added:
+                self._gallery.finish(image_id)
+            else:
                 self._gallery.remove(stored)
-            self._gallery.finish(image_id)
         if added:
             self._events.tell(Event("image", job.id, image_to_dict(stored)))
 
@@ -73,6 +74,8 @@ class ImageStore:
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         """Delete images and their files for ever. Returns the identifiers of those that existed."""
+        # If the server is killed meanwhile, its next start removes the files of deleted rows.
+        self._gallery.mark(self._database.images.get_all(ids))
         images = self._database.images.delete(ids)
         for image in images:
             self._gallery.remove(image)

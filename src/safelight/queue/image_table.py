@@ -5,6 +5,7 @@ Several threads may use it; each method is one transaction.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import defaultdict
@@ -50,7 +51,7 @@ class ImageTable:
         The files stay where they are.
         """
         added = 0
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             for image in images:
                 if not session.scalar(select(ImageRow.number).where(ImageRow.file == image.file)):
                     self.insert(session, image)
@@ -147,7 +148,7 @@ class ImageTable:
         if change.board is not None:
             values["board"] = None if change.board == NO_BOARD else change.board
         found: set[str] = set()
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             if values.get("board") and session.get(BoardRow, values["board"]) is None:
                 raise InputError(f"there is no board {change.board}")
             for part in _parts(ids):
@@ -166,10 +167,15 @@ class ImageTable:
                     _change_tags(session, list(numbers), change)
         return [one for one in dict.fromkeys(ids) if one in found]
 
+    def store_check(self, image_id: str, same: bool) -> None:
+        """Store whether a fresh process made the same pixels."""
+        with self._file.writing() as session:
+            session.execute(update(ImageRow).where(ImageRow.id == image_id).values(same=same))
+
     def delete(self, ids: Sequence[str]) -> list[StoredImage]:
         """Delete the rows of images, not their files. Returns the images that there were."""
         images = self.get_all(ids)
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             for part in _parts([image.id for image in images]):
                 numbers = list(session.scalars(select(ImageRow.number).where(ImageRow.id.in_(part))))
                 for table in (ImageTagRow, ImageLoraRow):
@@ -195,7 +201,7 @@ class ImageTable:
 
     def add_board(self, name: str) -> Board:
         """Add a board. Raises InputError if there is one with this name."""
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             _require_free_name(session, name)
             row = BoardRow(id=uuid.uuid4().hex, name=name, created=time.time())
             session.add(row)
@@ -203,7 +209,7 @@ class ImageTable:
 
     def rename_board(self, board_id: str, name: str) -> Board | None:
         """Rename a board. Returns None if there is no such board. Raises InputError for the name of another one."""
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             row = session.get(BoardRow, board_id)
             if row is None:
                 return None
@@ -215,7 +221,7 @@ class ImageTable:
 
     def delete_board(self, board_id: str) -> bool:
         """Delete a board. Its images stay, on no board. Returns whether it existed."""
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             row = session.get(BoardRow, board_id)
             if row is not None:
                 session.execute(update(ImageRow).where(ImageRow.board == board_id).values(board=None))
@@ -225,7 +231,7 @@ class ImageTable:
 
 _COLUMNS = (
     *("id", "place", "file", "width", "height", "seed", "model", "model_digest", "pixels_sha256", "created"),
-    *("prompt", "negative", "program", "imported", "starred", "trashed"),
+    *("prompt", "negative", "program", "imported", "starred", "trashed", "same"),
 )
 """Columns whose values are those of :class:`StoredImage`."""
 
@@ -241,7 +247,10 @@ def _counts(rows: Iterable[tuple[str, int]]) -> dict[str, int]:
 def _read_cursor(cursor: str) -> tuple[float, int]:
     created, _, number = cursor.rpartition("-")
     try:
-        return float(created), int(number)
+        found = float(created), int(number)
+        if not (math.isfinite(found[0]) and 0 <= found[1] < 1 << 63):
+            raise ValueError
+        return found
     except ValueError as error:
         raise InputError(f"cursor {cursor!r} is not one that a list of images had") from error
 

@@ -25,6 +25,7 @@ class StoredImage:
     ``program``: the program that made it.
     ``board``: the identifier of its board, "" if it is on none.
     ``trashed``: when it was moved to the trash, in seconds since 1970; None if it is not there.
+    ``same``: whether a fresh process made the same pixels; None if nobody has asked.
     """
 
     id: str
@@ -48,6 +49,7 @@ class StoredImage:
     board: str = ""
     tags: tuple[str, ...] = ()
     trashed: float | None = None
+    same: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ class ImageRow(Table):
     starred: Mapped[bool]
     board: Mapped[str | None] = mapped_column(ForeignKey("boards.id"))
     trashed: Mapped[float | None]
+    same: Mapped[bool | None]
     # SQLAlchemy reserves the attribute name ``metadata``.
     image_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
 
@@ -99,3 +100,12 @@ class ImageTagRow(Table):
 
     tag: Mapped[str] = mapped_column(primary_key=True)
     image: Mapped[int] = mapped_column(ForeignKey("images.number"), primary_key=True)
+
+
+class PresetRow(Table):
+    """Fields of a request that somebody saved under a name. ``fields``: as JSON."""
+
+    __tablename__ = "presets"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    fields: Mapped[dict[str, Any]]

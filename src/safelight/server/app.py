@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -87,12 +87,12 @@ def create(control: Services) -> FastAPI:
 def _unknown(scope: Scope) -> tuple[int, Problem] | None:
     """Return the error for a path below an API that has no route, or none with this method.
 
-    Without this check the page would answer such a request, in HTML.
+    Without this check the framework would answer such a request in a form of its own.
     """
     path: str = scope["path"]
     if not any(path == api or path.startswith(f"{api}/") for api in scope["app"].state.apis):
         return None
-    # The page's route is a mount and matches every path.
+    # Mounted parts match every path below them.
     found = {route.matches(scope)[0] for route in scope["app"].routes if not isinstance(route, Mount)}
     if Match.FULL in found:
         return None
@@ -104,8 +104,12 @@ def _unknown(scope: Scope) -> tuple[int, Problem] | None:
 APIS = ("/api", "/v1", "/sdapi", "/controlnet", "/internal", "/mcp", "/docs", "/redoc", "/openapi.json", "/metrics")
 """Paths of the built-in APIs; the page has no path below them."""
 
-PAGE = "/_nicegui"
+PAGE = "/page"
 """The path of the page's own files."""
+
+
+def _is_html(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in headers)
 
 
 class _Gate:
@@ -146,8 +150,8 @@ class _Gate:
             return message
 
         async def send_with_cookie(message: Message) -> None:
-            page = message["type"] == "http.response.start" and connection.url.path == "/"
-            if self._sessions is not None and page:
+            starts = message["type"] == "http.response.start"
+            if self._sessions is not None and starts and _is_html(message["headers"]):
                 # A browser does not send the key with the page's own requests and websocket, but it sends the cookie.
                 cookie = f"{auth.COOKIE}={self._sessions.token()}; HttpOnly; SameSite=Strict; Path=/"
                 cookie += f"; Max-Age={auth.SESSION_SECONDS}" + ("; Secure" if auth.secure(connection) else "")

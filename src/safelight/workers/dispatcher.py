@@ -150,6 +150,19 @@ class Dispatcher:
         self._runner.cancel(job_id)
         return True
 
+    def set_priority(self, job_id: str, priority: int) -> bool:
+        """Set the priority of a job that waits. Returns whether it waited."""
+        changed = self._database.set_priority(job_id, priority)
+        if changed:
+            self._tell(job_id)
+            self._wake()
+        return changed
+
+    def cancel_waiting(self) -> list[str]:
+        """Cancel all jobs that wait, and return their identifiers."""
+        waiting = [job.id for job in self._database.jobs(("queued",), limit=1_000_000)]
+        return [job_id for job_id in waiting if self.cancel(job_id)]
+
     def queue(self, limit: int) -> list[tuple[QueuedJob, str]]:
         """The first ``limit`` waiting jobs, in the order in which they will start if no other job arrives.
 

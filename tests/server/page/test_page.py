@@ -1,184 +1,208 @@
-"""The page in a real browser: the first image in two actions, on a large and a small screen, in light and dark.
-
-Screenshots are kept in ``build/screenshots``.
-"""
+"""The page in a real browser: first images, several models, mistakes, reload, and texts that are no markup."""
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Generator
+import base64
+import re
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
-from support.scale import ALL, thinned
-from support.serving import Server
+from playwright.sync_api import Page, expect
+from support.foreign_pictures import PICTURES, PROMPT
+from support.scale import thinned
 
-SHOTS = Path(__file__).parents[3] / "build/screenshots"
-LOOKS = [("1440x900", False), ("390x844", True), ("1440x900", True), ("390x844", False)]
-SIZES = {"1440x900": (1440, 900), "390x844": (390, 844)}
+from .conftest import Open, shot
 
-
-@pytest.fixture(scope="module")
-def browser() -> Generator[Browser]:
-    """Debian's chromium, or another that is there, or playwright's own (``playwright install chromium``)."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for path in map(shutil.which, names) if path), None)
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield made
-        made.close()
+LOOKS = [
+    ((1440, 900), False, "en-US"),
+    ((390, 844), True, "zh-CN"),
+    ((820, 1180), True, "en-US"),
+    ((390, 844), False, "en-US"),
+    ((1440, 900), True, "zh-CN"),
+]
+MAKE, PROMPT_LABEL = {"en-US": "Generate", "zh-CN": "生成"}, {"en-US": "Prompt", "zh-CN": "提示词"}
+IMAGES = ".sheet .thumbnail img"
 
 
-def opened(browser: Browser, server: Server, size: str, dark: bool, hosts: set[str]) -> Page:
-    width, height = SIZES[size]
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
-    page = context.new_page()
-    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
-    page.goto(server.url)
-    page.wait_for_selector(".sl-make")
-    return page
+def make(page: Page, prompt: str, steps: int = 4, images: int = 1) -> None:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_label("Steps", exact=True).fill(str(steps))
+    page.get_by_label("Images", exact=True).fill(str(images))
+    page.get_by_role("button", name="Generate").click()
 
 
-@pytest.mark.parametrize("look", thinned(LOOKS, 1), ids=lambda look: f"{look[0]}-{'dark' if look[1] else 'light'}")
-def test_the_first_image_in_two_actions(browser: Browser, server: Server, look: tuple[str, bool]) -> None:
-    size, dark = look
-    hosts: set[str] = set()
-    page = opened(browser, server, size, dark, hosts)
-    page.get_by_label("Prompt", exact=True).fill("red apple")
-    page.get_by_role("button", name="Make").click()
-    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
-    page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(500)
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"page-{size}-{'dark' if dark else 'light'}.png", full_page=size == "390x844")
-    # Nothing is wider than the screen, and nothing came from elsewhere.
-    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
-    assert hosts == {server.url.split("/")[2]}
+@pytest.mark.parametrize("look", thinned(LOOKS, 2), ids=lambda one: f"{one[0][0]}-{one[1]}-{one[2]}")
+def test_the_first_image_in_two_actions(open_page: Open, look: tuple[tuple[int, int], bool, str]) -> None:
+    size, dark, language = look
+    page = open_page("/", size, dark, language)
+    page.get_by_label(PROMPT_LABEL[language], exact=True).fill("red apple")
+    page.get_by_role("button", name=MAKE[language]).click()
+    page.locator(IMAGES).first.wait_for(timeout=60_000)
+    shot(page, f"create-{size[0]}-{'dark' if dark else 'light'}-{language}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    assert page.evaluate("document.documentElement.lang") == language[:2]
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(21, 20, 19)") == dark
-    page.context.close()
 
 
-def test_several_models_fill_the_sheet_and_an_image_is_proven(browser: Browser, server: Server) -> None:
-    page = opened(browser, server, "1440x900", False, set())
-    page.get_by_label("Prompt", exact=True).fill("octopus")
-    page.get_by_label("Models").click()
-    for name in ("starter-noto", "starter-twemoji"):
-        page.get_by_role("option", name=name).click()
-        # The server keeps the choice: a second click before the first is confirmed replaces it.
-        page.locator(".q-chip", has_text=name).wait_for()
+def test_several_models_fill_the_sheet_and_an_image_is_proven(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_role("button", name="Remove starter-fluent").click()
+    page.get_by_role("button", name="Choose models").click()
+    page.get_by_label("Search models").fill("noto")
+    expect(page.locator(".model-list [role=option]")).to_have_count(1)
+    page.get_by_role("option", name="starter-noto").click()
+    page.get_by_label("Search models").fill("")
+    page.get_by_role("option", name="starter-twemoji").click()
     page.keyboard.press("Escape")
-    # The preview is there only while the images are drawn.
-    page.get_by_label("Steps", exact=True).fill("24")
     page.get_by_label("Seed", exact=True).fill("7")
-    page.get_by_role("button", name="More").first.click()
+    page.get_by_text("Sampler, guidance, variation").click()
     page.get_by_label("CLIP skip").fill("1")
-    page.get_by_role("button", name="Make").click()
-    page.wait_for_selector(".sl-preview[src]", timeout=60_000)
-    page.wait_for_function("document.querySelectorAll('.sl-sheet .sl-wait').length > 0")
-    page.screenshot(path=SHOTS / "page-running.png")
-    page.wait_for_function("document.querySelectorAll('.sl-sheet .sl-shot').length == 3", timeout=60_000)
-    assert page.locator(".sl-memory").get_by_text("starter-twemoji").count() >= 1
-    page.locator(".sl-sheet .sl-shot").nth(1).click()
+    make(page, "octopus", steps=24)
+    page.locator(".running img").wait_for(timeout=60_000)
+    shot(page, "running")
+    expect(page.locator(IMAGES)).to_have_count(2, timeout=60_000)
+    page.get_by_text("Memory", exact=True).click()
+    expect(page.locator(".memory").get_by_text("starter-twemoji").first).to_be_visible()
+    page.locator(IMAGES).nth(1).click()
     page.get_by_role("button", name="Same as in a fresh process?").click()
-    page.get_by_text("Yes: pixel for pixel the same.").wait_for(timeout=60_000)
-    page.wait_for_timeout(300)
-    page.screenshot(path=SHOTS / "page-image.png")
-    page.get_by_role("button", name="Use these settings").click()
-    assert page.get_by_label("CLIP skip").input_value() == "1"
-    assert page.get_by_label("Seed", exact=True).input_value() == "7"
-    assert page.get_by_label("Steps", exact=True).input_value() == "24"
-    page.context.close()
-
-
-@pytest.mark.full
-def test_an_image_begins_another_within_its_edges(browser: Browser, server: Server, tmp_path: Path) -> None:
-    """From the gallery, with a ControlNet that is shown an uploaded picture, enlarged; then all settings again."""
-    page = opened(browser, server, "1440x900", False, set())
-    page.get_by_label("Prompt", exact=True).fill("red apple")
-    page.get_by_label("Steps", exact=True).fill("6")
-    page.get_by_role("button", name="Make").click()
-    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
-    page.locator(".sl-sheet .sl-shot").first.click()
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Download").click()
-    download.value.save_as(tmp_path / "apple.png")
-    page.get_by_role("button", name="Start from this image").click()
-    page.wait_for_selector(".sl-picture[src]")
-    page.get_by_label("Denoising strength", exact=True).fill("0.9")
-    page.get_by_role("button", name="ControlNet").click()
-    page.get_by_label("ControlNet", exact=True).last.click()
-    page.get_by_role("option", name="edges").click()
-    page.locator("input[type=file]").last.set_input_files(tmp_path / "apple.png")
-    page.wait_for_function("document.querySelectorAll('.sl-picture[src]').length >= 2")
-    page.get_by_label("Prompt", exact=True).fill("octopus")
-    page.get_by_label("Add an adapter").click()
-    page.get_by_role("option", name="ink").click()
-    page.get_by_role("button", name="Make").click()
-    page.wait_for_function("document.querySelector('.sl-sheet')?.previousSibling?.textContent?.startsWith('octopus')")
-    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
-    page.wait_for_timeout(500)
-    page.screenshot(path=SHOTS / "page-from-an-image.png")
-    page.locator(".sl-sheet .sl-shot").first.click()
-    for text in ("edges 1", "ink 1", "strength 0.9"):
-        page.get_by_text(text).first.wait_for()
-    page.screenshot(path=SHOTS / "page-combination.png")
-    page.get_by_role("button", name="Use these settings").click()
-    assert page.get_by_label("Denoising strength", exact=True).input_value() == "0.9"
-    assert page.get_by_label("Prompt", exact=True).input_value() == "octopus <lora:ink:1>"
-    page.context.close()
-
-
-def test_what_runs_can_be_cancelled_and_mistakes_are_told(browser: Browser, server: Server) -> None:
-    page = opened(browser, server, "1440x900", False, set())
-    page.get_by_label("Prompt", exact=True).fill("red apple")
-    page.get_by_label("Steps", exact=True).fill("9999")
-    page.get_by_role("button", name="Make").click()
-    page.get_by_text("steps=9999").wait_for()
-    page.get_by_label("Steps", exact=True).fill("150")
-    page.get_by_role("button", name="Make").click()
-    page.get_by_role("button", name="Cancel").first.click(timeout=30_000)
-    page.get_by_text("cancelled", exact=True).wait_for(timeout=30_000)
-    page.context.close()
-
-
-@pytest.mark.full
-def test_the_form_and_the_sheet_are_there_after_a_reload(browser: Browser, server: Server) -> None:
-    page = opened(browser, server, "1440x900", False, set())
-    page.get_by_label("Prompt", exact=True).fill("a koala")
-    page.get_by_label("Steps", exact=True).fill("7")
-    page.get_by_role("button", name="Make").click()
-    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
-    page.wait_for_timeout(1500)
+    expect(page.locator(".image-facts").get_by_text("Yes: pixel for pixel the same.")).to_be_visible(timeout=60_000)
+    shot(page, "image")
+    # The answer is kept with the image.
     page.reload()
-    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=30_000)
-    assert page.get_by_label("Prompt", exact=True).input_value() == "a koala"
-    assert page.get_by_label("Steps", exact=True).input_value() == "7"
-    page.context.close()
+    expect(page.locator(".image-facts").get_by_text("Yes: pixel for pixel the same.")).to_be_visible()
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("CLIP skip")).to_have_value("1")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("7")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("24")
+    expect(page.locator(".chosen-models")).to_contain_text("starter-twemoji")
+
+
+def test_a_mistake_is_shown_beside_its_field_until_it_is_mended(open_page: Open) -> None:
+    page = open_page()
+    make(page, "red apple", steps=9999)
+    wrong = page.locator(".field", has=page.get_by_label("Steps", exact=True)).get_by_role("alert")
+    expect(wrong).to_contain_text("less than or equal to 999")
+    page.wait_for_timeout(500)
+    expect(wrong).to_be_visible()
+    page.get_by_label("Steps", exact=True).fill("150")
+    page.get_by_role("button", name="Generate").click()
+    expect(wrong).to_be_hidden()
+    page.get_by_role("button", name="Cancel").first.wait_for()
+    page.get_by_label("Prompt", exact=True).press("Escape")
+    expect(page.locator(".sheet").get_by_text("cancelled")).to_be_visible(timeout=30_000)
+
+
+def test_form_and_sheet_survive_a_reload(open_page: Open) -> None:
+    page = open_page()
+    make(page, "a koala", steps=7)
+    page.locator(IMAGES).first.wait_for(timeout=60_000)
+    page.reload()
+    page.locator(IMAGES).first.wait_for()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a koala")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("7")
+
+
+def test_markup_stays_text(open_page: Open, http: httpx.Client) -> None:
+    page = open_page()
+    prompt = "<img src=x onerror=document.title='broken'> <b>bold</b> & 'quotes'"
+    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    make(page, prompt.replace("<b>", "b").replace("</b>", "b"), steps=2)
+    name = "<script>document.title='broken'</script>"
+    http.post("/api/v1/boards", json={"name": name})
+    http.put("/api/v1/presets/<i>x<%2Fi>".replace("<%2Fi>", "<i>"), json={"fields": {"steps": 3}})
+    page.locator(".sheet").wait_for()
+    page.get_by_role("link", name="Gallery").click()
+    expect(page.get_by_role("button", name=name)).to_be_visible()
+    assert page.title() == "Safelight"
+    assert page.locator("main script, main b, main i:not(.key)").count() == 0
+
+
+def test_several_tabs_stay_in_step(open_page: Open, http: httpx.Client) -> None:
+    first, second = open_page("/"), open_page("/gallery")
+    status, before = second.locator(".filters [role=status]"), http.get("/api/v1/images/count").json()["count"]
+    expect(status).to_have_text(f"{before} images")
+    make(first, "a crab", steps=2)
+    expect(status).to_have_text(f"{before + 1} images", timeout=60_000)
 
 
 @pytest.mark.full
-def test_a_removal_can_be_undone(browser: Browser, server: Server, http: httpx.Client) -> None:
-    page = opened(browser, server, "1440x900", False, set())
-    page.get_by_label("Prompt", exact=True).fill("a crab")
-    page.get_by_label("Steps", exact=True).fill("4")
-    page.get_by_role("button", name="Make").click()
-    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
-    image = http.get("/api/v1/images?limit=1").json()[0]["id"]
-    # What is not undone is removed when the notice is gone, after seconds.
-    for undo in (True, False) if ALL else (True,):
-        page.locator(".sl-grid .sl-shot").first.click()
-        page.locator(".q-dialog").get_by_role("button", name="Remove").click()
-        page.get_by_text("1 image removed").wait_for()
-        if undo:
-            page.get_by_role("button", name="Undo").click()
-            page.wait_for_timeout(1500)
-            assert http.get(f"/api/v1/images/{image}").status_code == 200
-    until = time.monotonic() + 20
-    while ALL and http.get(f"/api/v1/images/{image}").status_code == 200:
-        assert time.monotonic() < until
-        page.wait_for_timeout(300)
-    page.context.close()
+def test_prompts_are_completed_weighted_and_remembered(open_page: Open) -> None:
+    page = open_page()
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("an in")
+    page.get_by_role("option", name="ink").wait_for()
+    prompt.press("Enter")
+    expect(prompt).to_have_value("an <lora:ink:1>")
+    prompt.fill("red apple")
+    prompt.press("End")
+    prompt.press("Control+ArrowUp")
+    prompt.press("Control+ArrowUp")
+    expect(prompt).to_have_value("red (apple:1.2)")
+    prompt.press("Control+ArrowDown")
+    prompt.press("Control+ArrowDown")
+    expect(prompt).to_have_value("red apple")
+    expect(page.get_by_text("2 of 75 tokens")).to_be_visible()
+    page.get_by_label("Steps", exact=True).fill("2")
+    prompt.press("Control+Enter")
+    page.locator(IMAGES).first.wait_for(timeout=60_000)
+    prompt.fill("")
+    prompt.press("ArrowUp")
+    expect(prompt).to_have_value("red apple")
+
+
+@pytest.mark.full
+def test_a_picture_of_another_program_fills_the_form(open_page: Open, tmp_path: Path) -> None:
+    page = open_page()
+    data = base64.b64encode(PICTURES["A1111, JPEG"]()).decode()
+    page.evaluate(
+        """(data) => {
+            const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], "a.jpg", { type: "image/jpeg" }));
+            const drop = new DragEvent("drop", { dataTransfer: transfer, bubbles: true });
+            document.querySelector("main").dispatchEvent(drop);
+        }""",
+        data,
+    )
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(re.compile(re.escape(PROMPT[:20])))
+    expect(page.locator(".toast")).to_contain_text("A1111")
+
+
+@pytest.mark.full
+def test_a_preset_is_saved_and_used(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_label("Steps", exact=True).fill("11")
+    page.get_by_label("Guidance scale (CFG)").fill("3.5")
+    page.get_by_role("button", name="Save as a preset").click()
+    page.get_by_label("Name").fill("quick look")
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    page.get_by_role("button", name="Reset all fields").click()
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("")
+    page.get_by_label("Preset").select_option("quick look")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("11")
+    expect(page.get_by_label("Guidance scale (CFG)")).to_have_value("3.5")
+
+
+@pytest.mark.full
+def test_an_image_begins_another_with_a_controlnet_and_a_lora(open_page: Open) -> None:
+    page = open_page()
+    make(page, "red apple", steps=4)
+    page.locator(IMAGES).first.click(timeout=60_000)
+    page.get_by_role("button", name="Start from this").click()
+    page.get_by_label("Denoising strength", exact=True).last.fill("0.9")
+    page.get_by_text("LoRAs", exact=True).click()
+    page.get_by_label("Add a LoRA").select_option("ink")
+    page.get_by_text("ControlNet", exact=True).first.click()
+    page.get_by_label("Add a ControlNet").select_option("edges")
+    picture = Path(__file__).parents[3] / "docs/demo.png"
+    page.locator("fieldset input[type=file]").last.set_input_files(picture)
+    expect(page.locator("fieldset .drop img")).to_have_count(1)
+    make(page, "octopus", steps=6)
+    expect(page.locator(".work h2").first).to_have_text("octopus")
+    page.locator(IMAGES).first.click(timeout=60_000)
+    expect(page.locator(".facts")).to_contain_text("ink")
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("Denoising strength", exact=True).last).to_have_value("0.9")
+    expect(page.get_by_label("ink", exact=True).first).to_be_visible()

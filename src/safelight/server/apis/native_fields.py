@@ -109,6 +109,20 @@ class JobModel(BaseModel):
     failure: str = FieldOf(description="kind of a failed job: input, failed, device, storage or worker")
 
 
+class Queued(JobModel):
+    """A job that was queued. ``jobs``: the identifiers of all jobs of the request, this one first."""
+
+    jobs: list[str]
+
+
+class Priority(BaseModel):
+    """The priority of a job. Higher goes first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    priority: int = FieldOf(ge=-100, le=100)
+
+
 class Place(BaseModel):
     """A waiting job, and the reason for its place in the queue."""
 
@@ -131,6 +145,8 @@ class ModelModel(BaseModel):
     ``bytes``: the size of its weights.
     ``defaults``: what a request gets for fields that it does not name, in place of the family's defaults.
     ``preview``: the path of its preview picture on this server; empty if it has none.
+    ``components``: the digest of each component by its role, also of those that it has from other files.
+    ``is_default``: requests that name no model use it.
     """
 
     name: str
@@ -148,6 +164,8 @@ class ModelModel(BaseModel):
     pinned: bool
     defaults: dict[str, Any] = {}
     preview: str = ""
+    components: dict[str, str] = {}
+    is_default: bool = False
 
 
 class DefaultsModel(BaseModel):

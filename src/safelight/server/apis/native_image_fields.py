@@ -15,7 +15,10 @@ HEX = "^[0-9a-f]{32}$"
 BOARD = "^([0-9a-f]{32}|none)$"
 
 Name = Annotated[str, FieldOf(min_length=1, max_length=200, pattern=r"\S")]
-Ids = Annotated[list[Annotated[str, FieldOf(pattern=HEX)]], FieldOf(max_length=100_000)]
+MOST_IDS = 10_000
+"""Images of one change. The database is locked while they are changed."""
+
+Ids = Annotated[list[Annotated[str, FieldOf(pattern=HEX)]], FieldOf(max_length=MOST_IDS)]
 
 
 class ImageModel(BaseModel):
@@ -25,6 +28,8 @@ class ImageModel(BaseModel):
     ``created``, ``trashed``: seconds since 1970; ``trashed`` is null unless the image is in the trash.
     ``program``: the program that made it.
     ``board``: the identifier of its board, empty if it is on none.
+    ``same``: whether a fresh process made the same pixels; null if nobody has asked.
+    ``marks``: why it looks suspicious.
     ``metadata``: null in lists without ``metadata=true``.
     """
 
@@ -47,6 +52,7 @@ class ImageModel(BaseModel):
     board: str
     tags: list[str]
     trashed: float | None
+    same: bool | None
     marks: list[str]
     metadata: dict[str, Any] | None
     url: str

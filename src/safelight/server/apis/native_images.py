@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from safelight.assembly.services import Services
 from safelight.pictures.file_format import ENDINGS, LOSSLESS, ImageFormat, encode_picture
 from safelight.pictures.opening import opened
+from safelight.queue.events import Event
 from safelight.queue.export import export
 from safelight.queue.stored_image import ImageChange, StoredImage
 from safelight.server import bridge
@@ -59,6 +60,7 @@ class ImageRoutes:
         api.get("/images/count", tags=["images"])(self.count)
         api.get("/images/ids", tags=["images"])(self.ids)
         api.get("/images/facets", tags=["images"])(self.facets)
+        api.post("/images/details", tags=["images"])(self.details)
         api.post("/images/delete", tags=["images"])(self.delete)
         api.post(
             "/images/export", tags=["images"], response_class=StreamingResponse, responses={**ZIP, **documented()}
@@ -91,6 +93,10 @@ class ImageRoutes:
     def ids(self, asked: Annotated[Filter, Query()]) -> IdsModel:
         """List the identifiers of images, the newest first, without a limit."""
         return IdsModel(ids=self._table.ids(asked.filter()))
+
+    def details(self, asked: Several) -> list[ImageModel]:
+        """Return what is known about several images, also those in the trash, without their metadata."""
+        return [image_model(image, metadata=False) for image in self._table.get_all(asked.ids)]
 
     def facets(self) -> FacetsModel:
         """Count the images of each model, LoRA, tag and program."""
@@ -131,6 +137,8 @@ class ImageRoutes:
         """Make the image again in a fresh process, which has held no other model, and compare the pixels."""
         image = await bridge.run(self._find, image_id)
         compared = await bridge.long(self._control.fresh_processes.compare, image)
+        await bridge.run(self._table.store_check, image_id, compared.same)
+        self._control.events.tell(Event("images", "", {"ids": [image_id]}))
         return Checked(same=compared.same, pixels_sha256=compared.pixels_sha256)
 
     def remove(

@@ -16,8 +16,19 @@ from safelight.queue.events import Event
 from safelight.queue.job import QueuedJob, State
 from safelight.request.schema import Request
 from safelight.server import bridge, event_stream, intake
-from safelight.server.apis.native_fields import CancelledModel, Generation, JobId, JobModel, Limit, Place, Queue
-from safelight.server.problems import documented, found
+from safelight.server.apis.native_fields import (
+    CancelledModel,
+    Generation,
+    JobId,
+    JobModel,
+    Limit,
+    Place,
+    Priority,
+    Queue,
+    Queued,
+)
+from safelight.server.apis.native_image_fields import IdsModel
+from safelight.server.problems import RefusedError, documented, found
 
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "events"}
@@ -34,24 +45,28 @@ class JobRoutes:
 
     def add_to(self, api: APIRouter) -> None:
         """Add the routes to a router."""
-        api.post("/generate", status_code=202, tags=["jobs"], responses=documented(404, 429))(self.generate)
+        api.post("/generate", status_code=202, tags=["jobs"], responses=documented(404, 409, 429))(self.generate)
         api.get("/jobs", tags=["jobs"])(self.jobs)
         api.get("/jobs/{job_id}", tags=["jobs"], responses=documented(404))(self.one_job)
         api.post("/jobs/{job_id}/cancel", tags=["jobs"], responses=documented(404))(self.cancel)
+        api.patch("/jobs/{job_id}", tags=["jobs"], responses=documented(404, 409))(self.set_priority)
+        api.post("/queue/cancel", tags=["jobs"])(self.cancel_waiting)
         api.get("/queue", tags=["jobs"])(self.queue)
         api.get("/events", tags=["jobs"], response_class=EventSourceResponse, responses=STREAM)(self.events)
 
-    def generate(self, asked: Generation) -> JobModel:
+    def generate(self, asked: Generation) -> Queued:
         """Queue a request, and return the job at once.
 
-        If a prompt contains choices (``{a|b}``), each image is a job of its own, and the answer is the first job.
+        If a prompt contains choices (``{a|b}``), each image is a job of its own. The answer is the first job, and has
+        the identifiers of all.
         """
         fields = asked.model_dump(exclude={"priority"})
         if not fields["model"]:
             fields["model"] = intake.default_card(self._control).name
         if fields["seed"] is None:
             fields["seed"] = intake.some_seed(fields["count"])
-        return _job(intake.accept(self._control, Request(**fields), client="api", priority=asked.priority)[0])
+        jobs = intake.accept(self._control, Request(**fields), client="api", priority=asked.priority)
+        return Queued(**job_to_dict(jobs[0]), jobs=[job.id for job in jobs])
 
     def jobs(
         self,
@@ -71,6 +86,17 @@ class JobRoutes:
         found(self._database.job(job_id), "job", job_id)
         return CancelledModel(cancelled=self._dispatcher.cancel(job_id))
 
+    def set_priority(self, job_id: JobId, asked: Priority) -> JobModel:
+        """Set the priority of a job that waits. Higher goes first, within the bound of the queue."""
+        job = found(self._database.job(job_id), "job", job_id)
+        if not self._dispatcher.set_priority(job_id, asked.priority):
+            raise RefusedError(409, "not_waiting", f"job {job_id} is {job.state}; only jobs that wait have an order")
+        return self.one_job(job_id)
+
+    def cancel_waiting(self) -> IdsModel:
+        """Cancel all jobs that wait. The running one goes on."""
+        return IdsModel(ids=self._dispatcher.cancel_waiting())
+
     def queue(self, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Queue:
         """Return the running job, and the waiting jobs in their order, each with the reason for its place."""
         running = self._dispatcher.running
@@ -83,8 +109,8 @@ class JobRoutes:
         )
 
     async def events(self, job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None) -> EventSourceResponse:
-        """Send server-sent events: ``job``, ``progress``, ``image``, ``removed`` (an image), ``memory``, ``worker``,
-        ``download``, ``models`` (appeared in a watched folder, or went).
+        """Send server-sent events: ``job``, ``progress``, ``image``, ``images`` (changed or deleted), ``boards``,
+        ``presets``, ``memory``, ``worker``, ``download``, ``models`` (the library changed), ``doctor``.
 
         With ``job``, send the events of this job until it ends; otherwise send all events.
         """

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from safelight.assembly.services import Services
-from safelight.catalog import previews
 from safelight.catalog.cards import Card, find_card
 from safelight.catalog.defaults import set_defaults
-from safelight.errors import IntegrityError
-from safelight.server import bridge
-from safelight.server.apis.native_fields import AdapterModel, Adding, DefaultsModel, ModelModel, PreviewChoice, Verified
-from safelight.server.problems import RefusedError, documented, found
-
-WEBP: dict[int | str, dict[str, Any]] = {200: {"content": {"image/webp": {}}, "description": "the picture"}}
+from safelight.errors import IntegrityError, ModelNotFoundError
+from safelight.queue.events import Event
+from safelight.server import bridge, intake
+from safelight.server.apis.native_fields import AdapterModel, Adding, DefaultsModel, ModelModel, Verified
+from safelight.server.apis.native_previews import preview_path
+from safelight.server.problems import RefusedError, documented
 
 
 class ModelRoutes:
@@ -34,13 +32,8 @@ class ModelRoutes:
         api.get("/models", tags=["models"])(self.models)
         api.post("/models", tags=["models"], status_code=201, responses=documented())(self.add)
         api.get("/models/{name}", tags=["models"], responses=documented(404))(self.one_model)
-        webp = {**WEBP, **documented(404)}
-        api.get("/models/{name}/preview", tags=["models"], response_class=Response, responses=webp)(self.model_preview)
-        api.put("/models/{name}/preview", tags=["models"], responses=documented(404))(self.choose_model_preview)
-        api.get("/adapters/{name}/preview", tags=["models"], response_class=Response, responses=webp)(
-            self.adapter_preview
-        )
-        api.put("/adapters/{name}/preview", tags=["models"], responses=documented(404))(self.choose_adapter_preview)
+        api.delete("/models/{name}", tags=["models"], status_code=204, responses=documented(404))(self.remove_model)
+        api.delete("/adapters/{name}", tags=["models"], status_code=204, responses=documented(404))(self.remove_adapter)
         api.put("/models/{name}/defaults", tags=["models"], responses=documented(404))(self.set_defaults)
         api.post("/models/{name}/verify", tags=["models"], responses=documented(404, 409))(self.verify)
 
@@ -50,43 +43,38 @@ class ModelRoutes:
         LoRAs and their relatives are for ``loras``, and for ``<lora:name:strength>`` in a prompt.
         """
         return [
-            AdapterModel(**card.summary, preview=self._preview("adapters", card))
+            AdapterModel(**card.summary, preview=preview_path("adapters", card, self._library.root))
             for card in self._control.catalog.adapters.cards()
         ]
 
     def models(self) -> list[ModelModel]:
         """List the models of the library."""
-        return [self._describe_card(card) for card in self._library.cards()]
+        cards = self._library.cards()
+        default = self._default()
+        return [self._describe_card(card, default) for card in cards]
 
     async def add(self, adding: Adding) -> ModelModel:
         """Add a checkpoint to the library: identify it, hash it and name it. Its file stays where it is."""
         path = _within(Path(adding.path), self._control.settings.model_folders)
         model = await bridge.long(self._library.add, path, adding.name, adding.prediction_type)
+        self._control.events.tell(Event("models", ""))
         return self._describe(model.name, model.summary())
 
     def one_model(self, name: str) -> ModelModel:
         """Return what is known about a model."""
         return self._describe_card(self._model_card(name))
 
-    def model_preview(self, name: str) -> Response:
-        """Return the preview picture of a model: the chosen one, or the one beside its file."""
-        return self._send_preview(self._model_card(name))
+    def remove_model(self, name: str) -> Response:
+        """Forget a model. Its files stay where they are, and can be added again."""
+        self._library.remove(self._model_card(name).name)
+        self._control.events.tell(Event("models", ""))
+        return Response(status_code=204)
 
-    def adapter_preview(self, name: str) -> Response:
-        """Return the preview picture of an adapter: the chosen one, or the one beside its file."""
-        return self._send_preview(self._adapter_card(name))
-
-    def choose_model_preview(self, name: str, choice: PreviewChoice) -> ModelModel:
-        """Set the preview picture of a model."""
-        card = self._model_card(name)
-        self._choose_preview(card, choice)
-        return self._describe_card(card)
-
-    def choose_adapter_preview(self, name: str, choice: PreviewChoice) -> AdapterModel:
-        """Set the preview picture of an adapter."""
-        card = self._adapter_card(name)
-        self._choose_preview(card, choice)
-        return AdapterModel(**card.summary, preview=self._preview("adapters", card))
+    def remove_adapter(self, name: str) -> Response:
+        """Forget an adapter. Its file stays where it is, and can be added again."""
+        self._control.catalog.adapters.remove(self._adapter_card(name).name)
+        self._control.events.tell(Event("models", ""))
+        return Response(status_code=204)
 
     def set_defaults(self, name: str, defaults: DefaultsModel) -> ModelModel:
         """Replace what requests get that do not say otherwise. The page, the commands and all APIs use it."""
@@ -108,25 +96,22 @@ class ModelRoutes:
     def _adapter_card(self, name: str) -> Card:
         return find_card(self._control.catalog.adapters.cards(), self._library.root, name, "adapter")
 
-    def _choose_preview(self, card: Card, choice: PreviewChoice) -> None:
-        picture = None
-        if choice.image:
-            image = found(self._control.database.images.get(choice.image), "image", choice.image)
-            picture = self._control.gallery.path(image)
-        previews.choose(card, self._library.root, picture)
+    def _default(self) -> str:
+        """Return the name of the default model; "" if ``default_model`` names none, or the library is empty."""
+        try:
+            return intake.default_card(self._control).name
+        except ModelNotFoundError:
+            return ""
 
-    def _send_preview(self, card: Card) -> Response:
-        path = found(previews.find(card, self._library.root), "preview of", card.name)
-        # Another picture may be chosen at any time.
-        return Response(previews.webp(path), media_type="image/webp", headers={"Cache-Control": "no-cache"})
-
-    def _preview(self, kind: str, card: Card) -> str:
-        path = f"/api/v1/{kind}/{quote(card.name, safe='')}/preview"
-        return path if previews.find(card, self._library.root) is not None else ""
-
-    def _describe_card(self, card: Card) -> ModelModel:
-        described = self._describe(card.name, card.summary)
-        return described.model_copy(update={"preview": self._preview("models", card)})
+    def _describe_card(self, card: Card, default: str | None = None) -> ModelModel:
+        """Describe a model. ``default``: the name of the default model, if the caller knows it."""
+        default = self._default() if default is None else default
+        more = {
+            "preview": preview_path("models", card, self._library.root),
+            "components": dict(card.components),
+            "is_default": card.name == default,
+        }
+        return self._describe(card.name, card.summary).model_copy(update=more)
 
     def _describe(self, name: str, summary: Mapping[str, Any]) -> ModelModel:
         shown = {key: value for key, value in summary.items() if key != "path"}

@@ -1,4 +1,4 @@
-"""Images have boards, stars, tags, a trash and a full-text index, and need no job."""
+"""Images have boards, stars, tags, a trash and a full-text index, and need no job. Requests can be saved as presets."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def upgrade() -> None:
         sa.Column("name", sa.String, nullable=False, unique=True),
         sa.Column("created", sa.Float, nullable=False),
     )
+    if "presets" not in tables:
+        op.create_table(
+            "presets",
+            sa.Column("name", sa.String, primary_key=True),
+            sa.Column("fields", sa.JSON, nullable=False),
+        )
     if "images" in tables and "number" not in {one["name"] for one in sa.inspect(bind).get_columns("images")}:
         op.execute("DROP TABLE IF EXISTS images_new")
         _create_images()
@@ -88,6 +94,7 @@ def _create_images() -> None:
         sa.Column("starred", sa.Boolean, nullable=False),
         sa.Column("board", sa.String, sa.ForeignKey("boards.id")),
         sa.Column("trashed", sa.Float),
+        sa.Column("same", sa.Boolean),
         sa.Column("metadata", sa.JSON, nullable=False),
         sa.UniqueConstraint("job", "place"),
         sqlite_autoincrement=True,

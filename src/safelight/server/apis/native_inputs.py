@@ -1,0 +1,73 @@
+"""Routes for input images: pictures that requests start from, masks, and pictures for ControlNets."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from fastapi import Path as InPath
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+
+from safelight.assembly.services import Services
+from safelight.server.problems import RefusedError, documented
+
+Digest = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="an input image's digest")]
+
+PNG = {200: {"content": {"image/png": {}}, "description": "the picture"}}
+
+
+class InputToStore(BaseModel):
+    """A picture file in base64, with or without ``data:image/…;base64,``.
+
+    ``field``: what it is for. A mask is read as lightness times alpha; white areas are drawn again.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str
+    field: Literal["image", "mask", "controls", "references"] = "image"
+
+
+class InputModel(BaseModel):
+    """A stored picture. Requests name it by ``digest``. ``width``, ``height``: in pixels."""
+
+    digest: str
+    width: int
+    height: int
+
+
+class InputRoutes:
+    """The routes for input images."""
+
+    def __init__(self, control: Services) -> None:
+        self._inputs = control.catalog.inputs
+
+    def add_to(self, api: APIRouter) -> None:
+        """Add the routes to a router."""
+        api.post("/inputs", tags=["jobs"], status_code=201, responses=documented())(self.store)
+        api.get("/inputs/{digest}", tags=["jobs"], response_class=Response, responses={**PNG, **documented(404)})(
+            self.one
+        )
+
+    def store(self, asked: InputToStore) -> InputModel:
+        """Store a picture. Pictures that no job and no image names are removed after a day."""
+        text = asked.image.partition("base64,")[2] if asked.image.startswith("data:") else asked.image
+        try:
+            data = base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise RefusedError(422, "invalid_request", f"image: is not base64 ({error})", "image") from error
+        digest = self._inputs.store(asked.field, data)
+        width, height = self._inputs.size(digest)
+        return InputModel(digest=digest, width=width, height=height)
+
+    def one(self, digest: Digest) -> Response:
+        """Return a stored picture."""
+        if not self._inputs.stored_digest(digest):
+            raise RefusedError(404, "not_found", f"there is no input image {digest}")
+        out = io.BytesIO()
+        self._inputs.open(digest).save(out, "PNG", compress_level=1)
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        return Response(out.getvalue(), media_type="image/png", headers=headers)

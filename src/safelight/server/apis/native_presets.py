@@ -1,0 +1,62 @@
+"""Routes for presets: fields of requests that people saved under names."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi import Path as InPath
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.responses import Response
+
+from safelight.assembly.services import Services
+from safelight.queue.events import Event
+from safelight.server.apis.native_fields import Generation
+from safelight.server.problems import RefusedError, documented
+
+Name = Annotated[str, InPath(min_length=1, max_length=100, pattern=r"^[^/]*\S[^/]*$", description="a preset's name")]
+
+
+class Preset(BaseModel):
+    """Fields of a request. What is left out stays as it is when the preset is used."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fields: dict[str, Any]
+
+
+class PresetRoutes:
+    """The routes for presets."""
+
+    def __init__(self, control: Services) -> None:
+        self._control, self._presets = control, control.database.presets
+
+    def add_to(self, api: APIRouter) -> None:
+        """Add the routes to a router."""
+        api.get("/presets", tags=["jobs"])(self.all)
+        api.put("/presets/{name}", tags=["jobs"], responses=documented())(self.store)
+        api.delete("/presets/{name}", tags=["jobs"], status_code=204, responses=documented(404))(self.delete)
+
+    def all(self) -> dict[str, Preset]:
+        """List the presets by name."""
+        return {name: Preset(fields=fields) for name, fields in self._presets.all().items()}
+
+    def store(self, name: Name, asked: Preset) -> Preset:
+        """Store a preset, in place of one with this name."""
+        try:
+            # The prompt is only there because a request needs one.
+            Generation.model_validate({"prompt": "", **asked.fields})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RefusedError(422, "invalid_request", f"{where}: {first['msg']}", "fields") from error
+        self._presets.store(name, asked.fields)
+        self._control.events.tell(Event("presets", ""))
+        return asked
+
+    def delete(self, name: Name) -> Response:
+        """Delete a preset."""
+        if not self._presets.delete(name):
+            raise RefusedError(404, "not_found", f"there is no preset {name}")
+        self._control.events.tell(Event("presets", ""))
+        return Response(status_code=204)

@@ -1,0 +1,395 @@
+// @ts-check
+/** What the page asks of the server, and how the state follows the server's events. */
+
+import * as api from "./api.js";
+import { isShown, requests, restoreForm, setForm } from "./form.js";
+import { change, current } from "./store.js";
+import { t } from "./strings.js";
+
+const ASKED_KEY = "safelight.asked";
+const PROMPTS_KEY = "safelight.prompts";
+const MOST_ASKED = 200;
+const MOST_PROMPTS = 200;
+const WAITING_SHOWN = 100;
+const HISTORY_SECONDS = 3600;
+const PROBE_MS = 2000;
+const MOST_DETAILS = 5000;
+const CHANGED_AT_ONCE = 1000;
+
+/** Load everything that the page shows, then follow the events. */
+export async function start() {
+  let connected = false;
+  let first = true;
+  await loadAll();
+  api.listen(
+    {
+      job: onJob,
+      progress: (data) => change({ progress: data }),
+      image: onImage,
+      images: (data) => onImages(data.ids),
+      boards: loadBoards,
+      presets: loadPresets,
+      models: loadModels,
+      memory: (data) => rememberMemory(data),
+      download: (data) => change((state) => ({ downloads: [data, ...state.downloads.filter((/** @type {any} */ one) => one.id !== data.id)] })),
+      worker: loadHealth,
+      doctor: loadDoctor,
+    },
+    (online) => {
+      change({ online });
+      // What happened while there was no connection is not told again.
+      if (online && !connected) (first ? loadSheet() : loadAll()).catch(report);
+      if (online) first = false;
+      connected = online;
+    },
+  );
+}
+
+async function loadAll() {
+  const first = !current().fields;
+  const [fields, families, models, adapters, health, queue, boards, presets, downloads] = await Promise.all([
+    first ? api.get("/fields") : current().fields,
+    first ? api.get("/families") : current().families,
+    api.get("/models"),
+    api.get("/adapters"),
+    api.get("/health"),
+    api.get("/queue", { limit: WAITING_SHOWN }),
+    api.get("/boards"),
+    api.get("/presets"),
+    api.get("/downloads"),
+  ]);
+  const defaultModel = (models.find((/** @type {any} */ one) => one.is_default) ?? models[0])?.name ?? "";
+  change({ fields, families, models, adapters, health, queue, boards, presets, downloads, defaultModel, online: true });
+  if (first) {
+    restoreForm();
+    change({ asked: JSON.parse(localStorage.getItem(ASKED_KEY) ?? "[]") });
+  }
+  await loadSheet();
+  loadMemory().catch(() => undefined);
+  change((state) => ({ galleryVersion: state.galleryVersion + 1, ready: true }));
+}
+
+export async function loadHealth() {
+  change({ health: await api.get("/health") });
+}
+
+export async function loadModels() {
+  const [models, adapters] = await Promise.all([api.get("/models"), api.get("/adapters")]);
+  change({ models, adapters });
+}
+
+export async function loadBoards() {
+  change({ boards: await api.get("/boards") });
+}
+
+export async function loadPresets() {
+  change({ presets: await api.get("/presets") });
+}
+
+export async function loadDoctor() {
+  change({ doctor: await api.get("/doctor") });
+}
+
+export async function loadMemory() {
+  rememberMemory(await api.get("/memory"));
+}
+
+/** @param {any} memory */
+function rememberMemory(memory) {
+  const now = Date.now() / 1000;
+  const host = memory.places?.host;
+  const point = host ? [{ at: now, stored: host.stored, budget: host.budget }] : [];
+  change((state) => ({
+    memory,
+    memoryHistory: [...state.memoryHistory, ...point].filter((one) => one.at > now - HISTORY_SECONDS),
+  }));
+}
+
+const loadQueue = once(async () => {
+  change({ queue: await api.get("/queue", { limit: WAITING_SHOWN }) });
+});
+
+const loadBoardsSoon = once(loadBoards);
+
+/**
+ * Return a function that runs another at most every 150 ms, and once more after the last call.
+ * @param {() => Promise<void>} run
+ */
+function once(run) {
+  /** @type {ReturnType<typeof setTimeout> | null} */
+  let timer = null;
+  return () => {
+    timer ??= setTimeout(() => {
+      timer = null;
+      run().catch(report);
+    }, 150);
+  };
+}
+
+/** @param {any} job */
+function onJob(job) {
+  const known = current().jobs[job.id];
+  change((state) => ({ jobs: { ...state.jobs, [job.id]: job }, progress: state.progress?.job === job.id && job.ended ? null : state.progress }));
+  if (job.ended && job.started && known?.state !== job.state) {
+    change((state) => ({
+      switchHistory: [...state.switchHistory, { at: job.ended, model: job.model, seconds: job.ended - job.started }].slice(-500),
+    }));
+  }
+  if (job.state === "done") announce(t("said_done", { prompt: job.request.prompt || t("no_prompt") }));
+  if (job.state === "failed") {
+    announce(t("said_failed", { reason: job.reason }));
+    if (isOwn(job.id)) toast(job.reason, "bad");
+  }
+  loadQueue();
+}
+
+/** Whether a job was queued by this tab. @param {string} id */
+export const isOwn = (id) => current().asked.includes(id) || current().canvas.asked.includes(id);
+
+/** @param {any} image */
+function onImage(image) {
+  change((state) => {
+    const images = [...(state.sheet[image.job] ?? []).filter((/** @type {any} */ one) => one.id !== image.id), image];
+    const asked = state.asked.includes(image.job) || state.canvas.asked.includes(image.job);
+    return {
+      sheet: asked ? { ...state.sheet, [image.job]: images.sort((a, b) => a.place - b.place) } : state.sheet,
+      galleryVersion: state.galleryVersion + 1,
+    };
+  });
+}
+
+/** @param {string[]} ids */
+async function onImages(ids) {
+  const { details, sheet } = current();
+  const shown = new Set([...Object.keys(details), ...Object.values(sheet).flatMap((images) => images.map((/** @type {any} */ one) => one.id))]);
+  const wanted = ids.filter((id) => shown.has(id)).slice(0, MOST_DETAILS);
+  const changed = wanted.length ? await api.post("/images/details", { ids: wanted }) : [];
+  change((state) => {
+    const found = new Map(changed.map((/** @type {any} */ image) => [image.id, image]));
+    const gone = new Set(wanted.filter((id) => !found.has(id) || found.get(id).trashed));
+    const sheet = Object.fromEntries(
+      Object.entries(state.sheet).map(([job, images]) => [
+        job,
+        images
+          .filter((/** @type {any} */ image) => !gone.has(image.id))
+          .map((/** @type {any} */ image) => (found.has(image.id) ? { ...image, ...found.get(image.id), metadata: image.metadata } : image)),
+      ]),
+    );
+    const details = { ...state.details };
+    for (const id of ids) {
+      if (found.has(id)) details[id] = found.get(id);
+      // It is asked for again when it is shown.
+      else delete details[id];
+    }
+    return { sheet, details, galleryVersion: state.galleryVersion + 1 };
+  });
+  // The boards count their images.
+  loadBoardsSoon();
+}
+
+/** Load the jobs of the last request, and their images. */
+async function loadSheet() {
+  const there = await loadJobs([...current().asked.slice(0, MOST_ASKED), ...current().canvas.asked]);
+  change((state) => ({ asked: state.asked.filter((/** @type {string} */ id) => there.has(id)) }));
+}
+
+/** Load jobs and their images. @param {string[]} ids @returns {Promise<Set<string>>} those that exist */
+async function loadJobs(ids) {
+  const found = await Promise.all(
+    ids.map(async (id) => {
+      const job = await api.get(`/jobs/${id}`).catch(() => null);
+      return job && { job, images: await api.get(`/jobs/${id}/images`) };
+    }),
+  );
+  const there = found.filter((one) => one !== null);
+  change((state) => ({
+    jobs: { ...state.jobs, ...Object.fromEntries(there.map((one) => [one.job.id, one.job])) },
+    sheet: { ...state.sheet, ...Object.fromEntries(there.map((one) => [one.job.id, one.images])) },
+  }));
+  return new Set(there.map((one) => one.job.id));
+}
+
+/** @param {string[]} asked */
+function setAsked(asked) {
+  change({ asked });
+  localStorage.setItem(ASKED_KEY, JSON.stringify(asked.slice(0, MOST_ASKED)));
+}
+
+/**
+ * Queue requests one after the other, and show each as soon as it is accepted.
+ * @param {any[]} wanted
+ * @param {(ids: string[]) => void} accepted called with the identifiers of all jobs so far
+ * @returns {Promise<number>} how many jobs were accepted
+ */
+export async function queue(wanted, accepted) {
+  /** @type {string[]} */
+  const ids = [];
+  for (const request of wanted) {
+    try {
+      const job = await api.post("/generate", request);
+      ids.push(...job.jobs);
+      // An event may have told a newer state already.
+      change((now) => ({ jobs: { [job.id]: job, ...now.jobs }, problem: null }));
+      accepted([...ids]);
+    } catch (error) {
+      report(error);
+      break;
+    }
+  }
+  // Images that were made meanwhile.
+  await loadJobs(ids).catch(report);
+  return ids.length;
+}
+
+/** Say that a model must be chosen. @returns {boolean} whether one is */
+export function modelIsChosen() {
+  if (current().form.models.length) return true;
+  report(new api.Refused(422, { message: t("choose_model"), field: "models" }));
+  return false;
+}
+
+/** @returns {number} a seed that nobody has chosen */
+export const someSeed = () => Math.floor(Math.random() * 2 ** 32);
+
+/** Queue what the form says. */
+export async function make() {
+  const state = current();
+  if (!modelIsChosen()) return;
+  const seed = state.form.seed ?? someSeed();
+  change({ asked: [] });
+  const count = await queue(requests(state, { seed }), setAsked);
+  if (!count) return;
+  rememberPrompt(state.form.prompt);
+  if (state.form.seedLocked) setForm({ seed });
+  announce(t("said_queued", { count }));
+}
+
+/** Queue a grid: every model with every seed. @param {string[]} models @param {number[]} seeds */
+export async function makeGrid(models, seeds) {
+  const state = current();
+  if (!modelIsChosen()) return;
+  const wanted = models.flatMap((model) => seeds.flatMap((seed) => requests(state, { models: [model], seed, count: 1 })));
+  change({ asked: [] });
+  await queue(wanted, setAsked);
+}
+
+/** @param {string} prompt */
+function rememberPrompt(prompt) {
+  if (!prompt) return;
+  const prompts = [prompt, ...promptHistory().filter((one) => one !== prompt)].slice(0, MOST_PROMPTS);
+  localStorage.setItem(PROMPTS_KEY, JSON.stringify(prompts));
+}
+
+/** @returns {string[]} the prompts of earlier requests, the newest first */
+export function promptHistory() {
+  try {
+    return JSON.parse(localStorage.getItem(PROMPTS_KEY) ?? "[]");
+  } catch {
+    return [];
+  }
+}
+
+/** @param {string} job */
+export const cancel = (job) => attempt(() => api.post(`/jobs/${job}/cancel`));
+
+export const cancelWaiting = () => attempt(() => api.post("/queue/cancel"));
+
+/** @param {string} job @param {number} priority */
+export const setPriority = (job, priority) => attempt(() => api.patch(`/jobs/${job}`, { priority }));
+
+/**
+ * Move images to the trash, and offer to undo it.
+ * @param {string[]} ids
+ */
+export async function trash(ids) {
+  const changed = await changeImages(ids, { trashed: true });
+  if (changed) {
+    toast(t("moved_to_trash", { count: changed.length }), "plain", {
+      label: t("undo"),
+      run: () => changeImages(changed, { trashed: false }),
+    });
+  }
+}
+
+/**
+ * @param {string[]} ids
+ * @param {Record<string, any>} values
+ * @returns {Promise<string[] | undefined>} the images that were changed
+ */
+export const changeImages = (ids, values) =>
+  attempt(async () => {
+    /** @type {string[]} */
+    const changed = [];
+    for (let at = 0; at < ids.length; at += CHANGED_AT_ONCE) {
+      changed.push(...(await api.patch("/images", { ids: ids.slice(at, at + CHANGED_AT_ONCE), ...values })).ids);
+    }
+    return changed;
+  });
+
+/** @param {string} id whether a fresh process makes the same pixels */
+export const check = (id) => attempt(() => api.post(`/images/${id}/check`));
+
+/**
+ * Do something, and show what went wrong.
+ * @template T
+ * @param {() => Promise<T>} run
+ * @returns {Promise<T | undefined>}
+ */
+export async function attempt(run) {
+  try {
+    return await run();
+  } catch (error) {
+    report(error);
+    return undefined;
+  }
+}
+
+let numbers = 0;
+
+/**
+ * Show a message until the user closes it; plain ones go by themselves.
+ * @param {string} text
+ * @param {"plain" | "bad"} [kind]
+ * @param {{label: string, run: () => unknown}} [action]
+ */
+export function toast(text, kind = "plain", action = undefined) {
+  const id = ++numbers;
+  change((state) => ({ toasts: [...state.toasts.filter((/** @type {any} */ one) => one.text !== text), { id, text, kind, action }].slice(-4) }));
+  if (kind === "plain") setTimeout(() => closeToast(id), action ? 12_000 : 6000);
+}
+
+/** @param {number} id */
+export const closeToast = (id) =>
+  change((state) => ({ toasts: state.toasts.filter((/** @type {any} */ one) => one.id !== id) }));
+
+let waiting = false;
+
+/** Ask the server until it answers. The stream of events may not notice that the network was cut for a moment. */
+async function waitForServer() {
+  if (waiting) return;
+  waiting = true;
+  while (waiting) {
+    await new Promise((resolve) => setTimeout(resolve, PROBE_MS));
+    waiting = await api.get("/health").then(
+      () => false,
+      () => true,
+    );
+  }
+  await loadAll().catch(report);
+}
+
+/** Show an error: beside its field if the form has it, else as a message. @param {unknown} error */
+export function report(error) {
+  if (error instanceof api.Unreachable) {
+    change({ online: false });
+    waitForServer();
+    return;
+  }
+  const message = error instanceof Error ? error.message : String(error);
+  const field = error instanceof api.Refused ? error.field : null;
+  if (field && isShown(field)) change({ problem: { field, message } });
+  else toast(message, "bad");
+}
+
+/** Tell users of screen readers what happened. @param {string} text */
+export const announce = (text) => change({ said: text });

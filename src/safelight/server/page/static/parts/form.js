@@ -1,0 +1,394 @@
+// @ts-check
+/** The form for new images. */
+
+import * as api from "../api.js";
+import { attempt, make, report, toast } from "../actions.js";
+import { chosenVariants, emptyForm, fillForm, refusal, setForm, showField } from "../form.js";
+import { html, useEffect, useState } from "../lib/htm-preact.js";
+import { current, useStore } from "../store.js";
+import { t } from "../strings.js";
+import { Dialog, Icon, IconButton, NumberField, PictureDrop, Section, SelectField, SliderField, Switch, TextField } from "./elements.js";
+import { ModelPicker } from "./models.js";
+import { Prompt } from "./prompt.js";
+
+const ASPECTS = [
+  ["1:1", 1],
+  ["4:3", 4 / 3],
+  ["3:2", 3 / 2],
+  ["16:9", 16 / 9],
+  ["3:4", 3 / 4],
+  ["2:3", 2 / 3],
+  ["9:16", 9 / 16],
+];
+
+const WEIGHT_KINDS_LEFT_OUT = new Set(["vae", "controlnet", "textual_inversion", "text_encoder"]);
+
+/** The declaration of a field. @param {string} name */
+const declared = (name) => current().fields.request.find((/** @type {any} */ field) => field.name === name);
+
+/** What all elements of a field have: label, help, why it cannot be used. @param {string} name @param {any} state */
+function common(name, state) {
+  const refused = refusal(state, name);
+  const field = declared(name);
+  const empty = JSON.stringify(state.form[name]) === JSON.stringify(emptyForm()[name]);
+  return {
+    label: t(`field_${name}`),
+    help: field?.help,
+    field: name,
+    note: refused ? t("not_for", { model: refused.model }) : "",
+    disabled: Boolean(refused) && empty,
+  };
+}
+
+/** A field for a number, with the bounds that its declaration has. @param {{name: string, placeholder?: string, step?: any}} props */
+function Value({ name, placeholder, step }) {
+  const state = useStore((now) => now);
+  const field = declared(name);
+  return html`<${NumberField}
+    ...${common(name, state)}
+    value=${state.form[name]}
+    min=${field.minimum}
+    max=${field.maximum}
+    step=${step ?? (field.kind === "whole" ? field.multiple : "any")}
+    placeholder=${placeholder}
+    onChange=${(/** @type {any} */ value) => setForm({ [name]: value ?? emptyForm()[name] })}
+  />`;
+}
+
+/** @param {{name: string, step?: number}} props */
+function Slide({ name, step = 0.05 }) {
+  const state = useStore((now) => now);
+  const field = declared(name);
+  return html`<${SliderField}
+    ...${common(name, state)}
+    value=${state.form[name]}
+    min=${field.minimum}
+    max=${field.maximum}
+    step=${step}
+    onChange=${(/** @type {number} */ value) => setForm({ [name]: value })}
+  />`;
+}
+
+/** @param {{name: string, options?: [string, string][]}} props */
+function Choice({ name, options }) {
+  const state = useStore((now) => now);
+  const field = declared(name);
+  const given = options ?? field.choices.map((/** @type {string} */ one) => [one, one || t("none")]);
+  const own = field.optional ? [["", t("models_own")]] : [];
+  return html`<${SelectField}
+    ...${common(name, state)}
+    value=${state.form[name] ?? ""}
+    options=${[...own, ...given]}
+    onChange=${(/** @type {string} */ value) => setForm({ [name]: value === "" && field.optional ? null : value })}
+  />`;
+}
+
+/** Width and height, and common shapes. */
+function Size() {
+  const state = useStore((now) => now);
+  const [first] = chosenVariants(state);
+  const side = first?.model.defaults.width ?? first?.model.resolution ?? 512;
+  const multiple = Math.max(8, ...chosenVariants(state).map(({ family }) => family?.multiple ?? 8));
+  /** @param {number} ratio */
+  const choose = (ratio) => {
+    const pixels = (first?.model.resolution ?? side) ** 2;
+    const width = Math.max(multiple, Math.round(Math.sqrt(pixels * ratio) / multiple) * multiple);
+    const height = Math.max(multiple, Math.round(Math.sqrt(pixels / ratio) / multiple) * multiple);
+    setForm({ width, height });
+  };
+  return html`<fieldset class="size">
+    <legend>${t("size")}</legend>
+    <div class="row">
+      <${Value} name="width" placeholder=${String(side)} step=${multiple} />
+      <${IconButton} icon="swap" label=${t("swap_sides")} onClick=${() => setForm({ width: state.form.height, height: state.form.width })} />
+      <${Value} name="height" placeholder=${String(first?.model.defaults.height ?? side)} step=${multiple} />
+    </div>
+    <div class="chips">
+      <button type="button" aria-pressed=${state.form.width === null && state.form.height === null} onClick=${() => setForm({ width: null, height: null })}>${t("models_own")}</button>
+      ${ASPECTS.map(([name, ratio]) => html`<button type="button" onClick=${() => choose(Number(ratio))}>${name}</button>`)}
+    </div>
+  </fieldset>`;
+}
+
+/** The seed: any, or a fixed one. */
+function Seed() {
+  const form = useStore((state) => state.form);
+  return html`<div class="row seed">
+    <${Value} name="seed" placeholder=${t("any_seed")} step=${1} />
+    <${IconButton}
+      icon=${form.seedLocked ? "lock" : "unlock"}
+      label=${form.seedLocked ? t("seed_locked") : t("seed_free")}
+      aria-pressed=${form.seedLocked}
+      onClick=${() => setForm(form.seedLocked ? { seedLocked: false, seed: null } : { seedLocked: true })}
+    />
+    <${IconButton} icon="dice" label=${t("new_seed")} onClick=${() => setForm({ seed: Math.floor(Math.random() * 2 ** 32) })} />
+    <${Value} name="count" step=${1} />
+  </div>`;
+}
+
+/** The LoRAs of the request, each with its strength and trigger words. */
+function Loras() {
+  const state = useStore((now) => now);
+  const bases = new Set(chosenVariants(state).map(({ model }) => model.base));
+  const usable = state.adapters.filter((/** @type {any} */ one) => !WEIGHT_KINDS_LEFT_OUT.has(one.kind));
+  if (!usable.length) return null;
+  const used = state.form.loras;
+  const names = new Set(used.map((/** @type {any} */ lora) => lora.name));
+  const fits = (/** @type {any} */ one) => !one.base || !bases.size || bases.has(one.base);
+  const options = usable.filter((/** @type {any} */ one) => !names.has(one.name) && fits(one)).map((/** @type {any} */ one) => [one.name, one.name]);
+  /** @param {number} at @param {any} values */
+  const change = (at, values) => setForm({ loras: used.map((/** @type {any} */ lora, /** @type {number} */ n) => (n === at ? { ...lora, ...values } : lora)) });
+  /** @param {string} word */
+  const addWord = (word) => setForm({ prompt: [state.form.prompt.trim(), word].filter(Boolean).join(", ") });
+  return html`<${Section} name="loras" title=${used.length ? t("loras_used", { count: used.length }) : t("loras")} open=${used.length > 0}>
+    ${used.map((/** @type {any} */ lora, /** @type {number} */ at) => {
+      const adapter = usable.find((/** @type {any} */ one) => one.name === lora.name);
+      return html`<div class="lora" key=${lora.name}>
+        <div class="row">
+          <${SliderField} label=${lora.name} value=${lora.strength} min=${-1} max=${2} step=${0.05} field="loras" onChange=${(/** @type {number} */ strength) => change(at, { strength })} />
+          <${IconButton} icon="close" label=${t("remove_named", { name: lora.name })} onClick=${() => setForm({ loras: used.filter((/** @type {any} */ _, /** @type {number} */ n) => n !== at) })} />
+        </div>
+        ${adapter && !fits(adapter) && html`<p class="problem">${t("lora_for", { base: adapter.base })}</p>`}
+        ${!adapter && html`<p class="problem">${t("not_there", { name: lora.name })}</p>`}
+        <div class="chips">${(adapter?.trigger_words ?? []).slice(0, 12).map((/** @type {string} */ word) => html`<button type="button" onClick=${() => addWord(word)}>${word}</button>`)}</div>
+      </div>`;
+    })}
+    <${SelectField} choose=${true} label=${t("add_lora")} value="" options=${[["", t("choose")], ...options]} onChange=${(/** @type {string} */ name) => name && setForm({ loras: [...used, { name, strength: 1 }] })} />
+  <//>`;
+}
+
+/** A stored picture of the form, or a place to drop one. @param {any} props */
+export function FormPicture({ label, digest, field, onChange }) {
+  const problem = useStore((state) => (state.problem?.field === field ? state.problem.message : ""));
+  useEffect(() => showField(field), [field]);
+  /** @param {Blob} blob */
+  const take = async (blob) => {
+    const stored = await attempt(() => api.storeInput(blob, field));
+    if (stored) onChange(stored.digest);
+  };
+  return html`<div class="form-picture">
+    <${PictureDrop} label=${digest ? t("replace_picture", { what: label }) : t("choose_picture", { what: label })} onPicture=${take}>
+      ${digest && html`<img src=${`/api/v1/inputs/${digest}`} alt=${label} />`}
+    <//>
+    ${digest && html`<${IconButton} icon="close" label=${t("remove_named", { name: label })} onClick=${() => onChange("")} />`}
+    ${problem && html`<p class="problem" role="alert">${problem}</p>`}
+  </div>`;
+}
+
+/** Image to image, inpainting, reference images. */
+function FromPicture() {
+  const state = useStore((now) => now);
+  const { form } = state;
+  const most = Math.max(0, ...chosenVariants(state).map(({ variant }) => variant?.most_references ?? 0));
+  const needs = chosenVariants(state).flatMap(({ variant }) => variant?.needs ?? []);
+  return html`<${Section} name="picture" title=${t("from_picture")} open=${Boolean(form.image) || form.references.length > 0 || needs.length > 0}>
+    <${FormPicture} label=${t("start_picture")} digest=${form.image} field="image" onChange=${(/** @type {string} */ image) => setForm({ image, mask: image ? form.mask : "" })} />
+    ${form.image && html`
+      <${Slide} name="strength" />
+      <p class="note"><a href="/canvas">${t("paint_mask")}</a></p>
+      <${FormPicture} label=${t("mask")} digest=${form.mask} field="mask" onChange=${(/** @type {string} */ mask) => setForm({ mask })} />
+      ${form.mask && html`<div class="row"><${Value} name="mask_blur" /><${Value} name="mask_padding" placeholder=${t("whole_picture")} /></div>`}
+      ${form.outpaint.length > 0 && html`<div class="row spread"><p class="note">${t("outpaint", { sides: form.outpaint.join(", ") })}</p><${IconButton} icon="close" label=${t("remove_named", { name: t("outpaint", { sides: form.outpaint.join(", ") }) })} onClick=${() => setForm({ outpaint: [] })} /></div>`}
+      <${Value} name="image_cfg" />
+    `}
+    ${(most > 0 || form.references.length > 0) && html`
+      <p class="note">${t("references_note", { most })}</p>
+      ${form.references.map((/** @type {string} */ digest, /** @type {number} */ at) => html`<${FormPicture} key=${digest} label=${t("reference", { number: at + 1 })} digest=${digest} field="references" onChange=${(/** @type {string} */ one) => setForm({ references: one ? form.references.with(at, one) : form.references.filter((/** @type {any} */ _, /** @type {number} */ n) => n !== at) })} />`)}
+      ${form.references.length < most && html`<${FormPicture} label=${t("reference", { number: form.references.length + 1 })} digest="" field="references" onChange=${(/** @type {string} */ one) => setForm({ references: [...form.references, one] })} />`}
+    `}
+  <//>`;
+}
+
+/** ControlNets, each with its picture. */
+function Controls() {
+  const state = useStore((now) => now);
+  const nets = state.adapters.filter((/** @type {any} */ one) => one.kind === "controlnet");
+  const { controls } = state.form;
+  if (!nets.length && !controls.length) return null;
+  const fields = state.fields.control;
+  const of = (/** @type {string} */ name) => fields.find((/** @type {any} */ field) => field.name === name);
+  /** @param {number} at @param {any} values */
+  const change = (at, values) => setForm({ controls: controls.map((/** @type {any} */ one, /** @type {number} */ n) => (n === at ? { ...one, ...values } : one)) });
+  const choices = (/** @type {string} */ name) => of(name).choices.map((/** @type {string} */ one) => [one, one]);
+  return html`<${Section} name="controls" title="ControlNet" open=${controls.length > 0}>
+    ${controls.map((/** @type {any} */ control, /** @type {number} */ at) => html`<fieldset key=${at}>
+      <legend>${control.name}</legend>
+      <${IconButton} icon="close" label=${t("remove_named", { name: control.name })} onClick=${() => setForm({ controls: controls.filter((/** @type {any} */ _, /** @type {number} */ n) => n !== at) })} />
+      <${FormPicture} label=${t("control_picture")} digest=${control.image} field="controls" onChange=${(/** @type {string} */ image) => change(at, { image })} />
+      <${SelectField} label=${t("control_preprocessor")} field="controls" value=${control.preprocessor} options=${choices("preprocessor")} onChange=${(/** @type {string} */ preprocessor) => change(at, { preprocessor })} />
+      <${SelectField} label=${t("control_mode")} value=${control.mode} options=${choices("mode")} onChange=${(/** @type {string} */ mode) => change(at, { mode })} />
+      <${SliderField} label=${t("control_weight")} value=${control.weight} min=${0} max=${2} step=${0.05} onChange=${(/** @type {number} */ weight) => change(at, { weight })} />
+      <div class="row">
+        <${NumberField} label=${t("control_start")} value=${control.start} min=${0} max=${1} step=${0.05} onChange=${(/** @type {number} */ start) => change(at, { start: start ?? 0 })} />
+        <${NumberField} label=${t("control_end")} value=${control.end} min=${0} max=${1} step=${0.05} onChange=${(/** @type {number} */ end) => change(at, { end: end ?? 1 })} />
+      </div>
+      ${["canny", "threshold", "blur"].includes(control.preprocessor) && html`<div class="row">
+        <${NumberField} label=${t("control_low")} value=${control.low} min=${0} max=${255} onChange=${(/** @type {number} */ low) => change(at, { low: low ?? 100 })} />
+        <${NumberField} label=${t("control_high")} value=${control.high} min=${1} onChange=${(/** @type {number} */ high) => change(at, { high: high ?? 200 })} />
+      </div>`}
+      <${SelectField} label=${t("control_resize")} value=${control.resize_mode} options=${choices("resize_mode")} onChange=${(/** @type {string} */ resize_mode) => change(at, { resize_mode })} />
+    </fieldset>`)}
+    <${SelectField}
+      label=${t("add_control")}
+      choose=${true}
+      value=""
+      options=${[["", t("choose")], ...nets.map((/** @type {any} */ one) => [one.name, one.name])]}
+      onChange=${(/** @type {string} */ name) => {
+        if (!name) return;
+        const defaults = Object.fromEntries(fields.filter((/** @type {any} */ field) => field.default !== null && !["name", "image", "digest"].includes(field.name)).map((/** @type {any} */ field) => [field.name, field.default]));
+        setForm({ controls: [...controls, { ...defaults, name, image: "" }] });
+      }}
+    />
+  <//>`;
+}
+
+/** Presets: fields that people save under a name. */
+function Presets() {
+  const presets = useStore((state) => state.presets);
+  const [naming, setNaming] = useState(false);
+  const [name, setName] = useState("");
+  /** @param {any} event */
+  const save = async (event) => {
+    event.preventDefault();
+    const { models, seedLocked, prompt, seed, image, mask, controls, references, ...fields } = current().form;
+    void [models, seedLocked, prompt, seed, image, mask, controls, references];
+    const defaults = emptyForm();
+    const changed = Object.fromEntries(Object.entries(fields).filter(([one, value]) => JSON.stringify(value) !== JSON.stringify(defaults[one])));
+    if (await attempt(() => api.put(`/presets/${api.part(name.trim())}`, { fields: changed }))) setNaming(false);
+  };
+  /** @param {string} chosen */
+  const use = (chosen) => {
+    const form = emptyForm();
+    const { models, seedLocked, prompt, seed, image, mask, controls, references } = current().form;
+    setForm({ ...form, models, seedLocked, prompt, seed, image, mask, controls, references, ...presets[chosen].fields });
+  };
+  const options = Object.keys(presets).map((one) => [one, one]);
+  return html`<div class="row presets">
+    <${SelectField} choose=${true} label=${t("preset")} value="" options=${[["", t("choose")], ...options]} onChange=${(/** @type {string} */ chosen) => chosen && use(chosen)} />
+    <button type="button" onClick=${() => setNaming(true)}>${t("save_preset")}</button>
+    ${naming && html`<${Dialog} label=${t("save_preset")} onClose=${() => setNaming(false)}>
+      <h2>${t("save_preset")}</h2>
+      <p class="note">${t("preset_note")}</p>
+      <form onSubmit=${save}>
+        <${TextField} label=${t("name")} value=${name} onChange=${setName} />
+        <div class="row"><button class="primary" disabled=${!name.trim()}>${t("save")}</button>
+        ${name.trim() in presets && html`<button type="button" onClick=${() => attempt(() => api.remove(`/presets/${api.part(name.trim())}`)).then(() => setNaming(false))}>${t("delete")}</button>`}</div>
+      </form>
+    <//>`}
+  </div>`;
+}
+
+/** Read the settings of a picture that was dropped on the page. @param {Blob} file */
+export async function readPicture(file) {
+  try {
+    const found = await api.post("/pictures/read", { image: await api.dataUrl(file) });
+    if (!found) {
+      toast(t("picture_says_nothing"));
+      return;
+    }
+    const request = { ...found.use.request };
+    const missing = fillForm({ ...emptyForm(), ...request, model: request.model ?? "" });
+    toast([t("settings_of", { program: found.program }), ...found.use.not_carried_over, ...missing.map((name) => t("not_there", { name }))].join(" · "));
+  } catch (error) {
+    report(error);
+  }
+}
+
+export function GenerationForm() {
+  const state = useStore((now) => now);
+  const { form } = state;
+  const others = state.models.map((/** @type {any} */ model) => [model.name, model.name]);
+  const vaes = state.adapters.filter((/** @type {any} */ one) => one.kind === "vae").map((/** @type {any} */ one) => [one.name, one.name]);
+  const samplers = samplerOptions(state);
+  const schedules = scheduleOptions(state);
+  /** @param {any} event */
+  const submit = (event) => {
+    event.preventDefault();
+    make();
+  };
+  return html`<form class="form" novalidate onSubmit=${submit} aria-label=${t("form")}>
+    <${Prompt} main=${true} field="prompt" label=${t("field_prompt")} value=${form.prompt} onChange=${(/** @type {string} */ prompt) => setForm({ prompt })} onMake=${make} />
+    <${NegativePrompt} />
+    <${ModelPicker} />
+    <div class="make">
+      <button class="primary" disabled=${!state.online}><${Icon} name="plus" /> ${t("make")}</button>
+      <${Cost} />
+    </div>
+    <${Size} />
+    <div class="row"><${Value} name="steps" placeholder=${ownValue(state, "steps")} step=${1} /><${Value} name="cfg" placeholder=${ownValue(state, "cfg")} step=${0.5} /></div>
+    <${Seed} />
+    <${Loras} />
+    <${FromPicture} />
+    <${Controls} />
+    <${Section} name="sampling" title=${t("sampling")}>
+      <div class="row"><${Choice} name="sampler" options=${samplers} /><${Choice} name="schedule" options=${schedules} /></div>
+      <div class="row"><${Value} name="guidance" placeholder=${ownValue(state, "guidance")} step=${0.5} /><${Value} name="shift" placeholder=${t("models_own")} step=${0.5} /></div>
+      <div class="row"><${Value} name="clip_skip" placeholder=${t("models_own")} step=${1} /><${Value} name="first_block_cache" step=${0.01} /></div>
+      <div class="row"><${Value} name="variation_seed" step=${1} /><${Value} name="variation_strength" step=${0.05} /></div>
+      <${Choice} name="precision" />
+    <//>
+    <${Section} name="hires" title=${t("hires")}>
+      <${Slide} name="hires_scale" step=${0.25} />
+      ${form.hires_scale > 1 && html`<${Slide} name="hires_strength" /><div class="row"><${Value} name="hires_steps" step=${1} /><${Choice} name="hires_upscaler" /></div>`}
+      <div class="row"><${Value} name="tile" placeholder=${t("none")} step=${64} /><${Choice} name="seamless" /></div>
+    <//>
+    <${Section} name="components" title=${t("components")}>
+      <${Choice} name="vae" options=${[["", t("models_own")], ...vaes, ...others]} />
+      <${Choice} name="text_encoder" options=${[["", t("models_own")], ...others]} />
+      <div class="row"><${Choice} name="refiner" options=${[["", t("none")], ...others]} />${form.refiner && html`<${Value} name="refiner_start" step=${0.05} />`}</div>
+      <${Choice} name="prompt_syntax" />
+      <${Switch} label=${t("field_lenient")} help=${declared("lenient").help} value=${form.lenient} onChange=${(/** @type {boolean} */ lenient) => setForm({ lenient })} />
+    <//>
+    <${Presets} />
+    <button type="button" class="quiet" onClick=${() => setForm({ ...emptyForm(), models: form.models })}>${t("reset_form")}</button>
+  </form>`;
+}
+
+/** The negative prompt, if a chosen model reads one. */
+function NegativePrompt() {
+  const state = useStore((now) => now);
+  const refused = refusal(state, "negative");
+  if (refused && !state.form.negative) return html`<p class="note">${t("no_negative", { model: refused.model })}</p>`;
+  return html`<${Prompt} field="negative" label=${t("field_negative")} rows=${1} value=${state.form.negative} onChange=${(/** @type {string} */ negative) => setForm({ negative })} onMake=${make} />`;
+}
+
+/** What a field is if nobody says anything. @param {any} state @param {string} name */
+function ownValue(state, name) {
+  const [first] = chosenVariants(state);
+  const value = first?.model.defaults[name] ?? first?.variant?.[name];
+  return value == null ? t("models_own") : String(value);
+}
+
+/** @param {any} state @returns {[string, string][]} the samplers that all chosen models have */
+function samplerOptions(state) {
+  const families = chosenVariants(state).map(({ family }) => family).filter(Boolean);
+  return state.families.samplers
+    .filter((/** @type {any} */ one) => families.every((family) => one.name in family.samplers))
+    .map((/** @type {any} */ one) => [one.name, one.label]);
+}
+
+/** @param {any} state @returns {[string, string][]} */
+function scheduleOptions(state) {
+  const families = chosenVariants(state).map(({ family }) => family).filter(Boolean);
+  const { sampler } = state.form;
+  return declared("schedule")
+    .choices.filter((/** @type {string} */ one) => families.every((family) => (sampler ? family.samplers[sampler] ?? [] : Object.values(family.samplers).flat()).includes(one)))
+    .map((/** @type {string} */ one) => [one, one]);
+}
+
+/** What the request costs: measured on this machine's earlier images of the same model, and whether it must switch. */
+function Cost() {
+  const state = useStore((now) => now);
+  const { form, jobs } = state;
+  const seconds = form.models.map((/** @type {string} */ name) => {
+    const done = Object.values(jobs).filter((/** @type {any} */ job) => job.model === name && job.state === "done" && job.started && job.images);
+    if (!done.length) return null;
+    const last = /** @type {any} */ (done.at(-1));
+    const steps = (form.steps ?? last.request.steps ?? 1) / (last.request.steps || 1);
+    const pixels = ((form.width ?? last.request.width ?? 1) * (form.height ?? last.request.height ?? 1)) / ((last.request.width || 1) * (last.request.height || 1));
+    return ((last.ended - last.started) / last.images) * steps * pixels * form.count;
+  });
+  if (!form.models.length || seconds.some((/** @type {any} */ one) => one === null)) return null;
+  const total = seconds.reduce((/** @type {number} */ sum, /** @type {number} */ one) => sum + one, 0);
+  return html`<span class="note">${t("cost", { seconds: total < 10 ? total.toFixed(1) : Math.round(total), count: form.models.length * form.count })}</span>`;
+}

@@ -1,0 +1,28 @@
+// @ts-check
+/** An image in a grid. */
+
+import { html } from "../lib/htm-preact.js";
+import { t } from "../strings.js";
+import { Icon } from "./elements.js";
+
+/** @param {{image: any, onOpen?: () => void, selected?: boolean, href?: string}} props */
+export function Thumbnail({ image, onOpen, selected }) {
+  const label = t("image_by", { model: image.model || image.program, seed: image.seed ?? "?" });
+  return html`<button
+    type="button"
+    class="thumbnail"
+    aria-label=${label}
+    aria-pressed=${selected}
+    draggable=${true}
+    onDragStart=${(/** @type {any} */ event) => {
+      event.dataTransfer.setData("text/uri-list", new URL(image.url, location.href).href);
+      event.dataTransfer.setData("DownloadURL", `image/png:${image.id}.png:${new URL(image.url, location.href).href}`);
+    }}
+    onClick=${onOpen}
+  >
+    <img src=${image.thumbnail} alt="" loading="lazy" decoding="async" width=${image.width} height=${image.height} />
+    ${image.starred && html`<span class="badge badge-star"><${Icon} name="star" filled=${true} /></span>`}
+    ${image.marks.length > 0 && html`<span class="badge badge-mark" title=${image.marks.join("; ")}>${t("suspicious")}</span>`}
+    ${image.same === true && html`<span class="badge badge-same" title=${t("same_yes")}><${Icon} name="check" /></span>`}
+  </button>`;
+}

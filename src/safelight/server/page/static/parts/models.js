@@ -1,0 +1,113 @@
+// @ts-check
+/** The choice of models, and where each is now. */
+
+import { html, useEffect, useMemo, useRef, useState } from "../lib/htm-preact.js";
+import { setForm, showField } from "../form.js";
+import { useStore } from "../store.js";
+import { size, t } from "../strings.js";
+import { Icon, IconButton } from "./elements.js";
+
+/**
+ * How much of a model is in memory.
+ * @param {any} model @param {any} memory the worker's last report
+ * @returns {{state: "whole" | "part" | "none", share: number}}
+ */
+export function residence(model, memory) {
+  const components = Object.entries(model.components ?? {});
+  if (!components.length || !memory?.places) return { state: "none", share: 0 };
+  let bytes = 0;
+  let total = 0;
+  for (const [role, digest] of components) {
+    // The device's memory counts where there is one; else the host's.
+    const all = Object.values(memory.places).flatMap((/** @type {any} */ place) => place.resident);
+    const held = all.filter((/** @type {any} */ one) => {
+      const [name, start] = one.component.split(" ");
+      return name === role && String(digest).startsWith(start);
+    });
+    bytes += Math.max(0, ...held.map((/** @type {any} */ one) => one.nbytes));
+    total += Math.max(0, ...held.map((/** @type {any} */ one) => one.total));
+    if (!held.length) total += 1;
+  }
+  const share = total ? bytes / total : 0;
+  const every = components.every(([role, digest]) =>
+    Object.values(memory.places).some((/** @type {any} */ place) =>
+      place.resident.some((/** @type {any} */ one) => one.component.startsWith(`${role} `) && String(digest).startsWith(one.component.split(" ")[1]) && one.nbytes >= one.total),
+    ),
+  );
+  return { state: every ? "whole" : bytes ? "part" : "none", share };
+}
+
+/** The picture of a model, or its initials. @param {{model: any}} props */
+export function ModelPicture({ model }) {
+  if (model.preview) return html`<img class="model-picture" src=${model.preview} alt="" loading="lazy" />`;
+  return html`<span class="model-picture" aria-hidden="true">${[...model.name].slice(0, 2).join("")}</span>`;
+}
+
+/** The models of the next images. */
+export function ModelPicker() {
+  const models = useStore((state) => state.models);
+  const chosen = useStore((state) => state.form.models);
+  const memory = useStore((state) => state.memory);
+  const problem = useStore((state) => (["models", "model"].includes(state.problem?.field) ? state.problem.message : ""));
+  useEffect(() => {
+    const ends = [showField("models"), showField("model")];
+    return () => ends.forEach((end) => end());
+  }, []);
+  const [open, setOpen] = useState(false);
+  const [search, setSearch] = useState("");
+  const place = useRef(/** @type {any} */ (null));
+  const found = useMemo(() => {
+    const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+    return models.filter((/** @type {any} */ one) => words.every((word) => `${one.name} ${one.base} ${one.variant}`.toLowerCase().includes(word)));
+  }, [models, search]);
+  useEffect(() => {
+    if (!open) return undefined;
+    /** @param {any} event */
+    const away = (event) => !place.current?.contains(event.target) && setOpen(false);
+    document.addEventListener("pointerdown", away);
+    return () => document.removeEventListener("pointerdown", away);
+  }, [open]);
+  /** @param {string} name */
+  const toggle = (name) => setForm({ models: chosen.includes(name) ? chosen.filter((/** @type {string} */ one) => one !== name) : [...chosen, name] });
+  return html`<div class="models" ref=${place} onKeyDown=${(/** @type {any} */ event) => event.key === "Escape" && open && (event.stopPropagation(), setOpen(false))}>
+    <span class="label" id="models-label">${t("models")}</span>
+    <div class="chosen-models">
+      ${chosen.map((/** @type {string} */ name) => {
+        const model = models.find((/** @type {any} */ one) => one.name === name);
+        return html`<span class="chip" key=${name}>
+          ${model && html`<${ModelPicture} model=${model} />`}
+          <span class="chip-text">${name}<small>${model ? `${model.base} · ${where(residence(model, memory).state)}` : t("not_in_library")}</small></span>
+          <${IconButton} icon="close" label=${t("remove_named", { name })} onClick=${() => toggle(name)} />
+        </span>`;
+      })}
+      <button type="button" aria-expanded=${open} onClick=${() => setOpen(!open)}><${Icon} name="plus" /> ${chosen.length ? t("more_models") : t("choose_models")}</button>
+    </div>
+    ${problem && html`<p class="problem" role="alert">${problem}</p>`}
+    ${open &&
+    html`<div class="model-list">
+      <input type="search" placeholder=${t("search_models")} aria-label=${t("search_models")} value=${search} autofocus onInput=${(/** @type {any} */ event) => setSearch(event.currentTarget.value)} />
+      <ul role="listbox" aria-multiselectable="true" aria-labelledby="models-label">
+        ${found.map((/** @type {any} */ model, /** @type {number} */ number) => {
+          const now = residence(model, memory);
+          return html`<li key=${model.name} role="option" aria-selected=${chosen.includes(model.name)} tabindex=${number ? -1 : 0}
+              onClick=${() => toggle(model.name)}
+              onKeyDown=${(/** @type {any} */ event) => {
+                if (["Enter", " "].includes(event.key)) toggle(model.name);
+                else if (event.key === "ArrowDown") event.currentTarget.nextElementSibling?.focus();
+                else if (event.key === "ArrowUp") event.currentTarget.previousElementSibling?.focus();
+                else return;
+                event.preventDefault();
+              }}>
+            <${ModelPicture} model=${model} />
+            <span class="model-text">${model.name}<small>${[model.base, model.variant, size(model.bytes)].filter(Boolean).join(" · ")}</small></span>
+            <span class="where" data-where=${now.state}>${where(now.state)}</span>
+          </li>`;
+        })}
+      </ul>
+      ${!found.length && html`<p class="note">${models.length ? t("no_model_found") : t("no_models")} <a href="/models">${t("get_models")}</a></p>`}
+    </div>`}
+  </div>`;
+}
+
+/** @param {"whole" | "part" | "none"} state */
+export const where = (state) => t(`where_${state}`);

@@ -1,0 +1,38 @@
+// @ts-check
+/** The address of the page says which view it shows, so that the back button and links work. */
+
+import { change, current } from "./store.js";
+
+/** @typedef {{view: string, item: string, query: Record<string, string>}} Route */
+
+/** @returns {Route} */
+export function readAddress() {
+  const [, view = "", item = ""] = location.pathname.split("/");
+  return {
+    view: decodeURIComponent(view) || "create",
+    item: decodeURIComponent(item),
+    query: Object.fromEntries(new URLSearchParams(location.search)),
+  };
+}
+
+/** @param {string} path @param {{replace?: boolean}} [how] */
+export function go(path, how = {}) {
+  if (how.replace) history.replaceState(null, "", path);
+  else history.pushState(null, "", path);
+  change({ route: readAddress() });
+}
+
+/** Follow links of the page and the back button. */
+export function startRouter() {
+  change({ route: readAddress() });
+  addEventListener("popstate", () => change({ route: readAddress() }));
+  document.addEventListener("click", (event) => {
+    const link = /** @type {Element} */ (event.target).closest("a[href^='/']");
+    const plain = event.button === 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
+    if (!link || !plain || link.hasAttribute("download") || link.getAttribute("href")?.startsWith("/api/")) return;
+    event.preventDefault();
+    go(link.getAttribute("href") ?? "/");
+  });
+}
+
+export const routeNow = () => /** @type {Route} */ (current().route);

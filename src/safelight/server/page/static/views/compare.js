@@ -1,0 +1,142 @@
+// @ts-check
+/** Images beside one another: two with a slider, in turns, or by their difference; and models × seeds. */
+
+import * as api from "../api.js";
+import { attempt, makeGrid } from "../actions.js";
+import { html, useEffect, useMemo, useRef, useState } from "../lib/htm-preact.js";
+import { NumberField, SelectField } from "../parts/elements.js";
+import { Thumbnail } from "../parts/image.js";
+import { go } from "../router.js";
+import { useStore } from "../store.js";
+import { t } from "../strings.js";
+
+const FLICKER_MS = 600;
+
+export function Compare() {
+  const query = useStore((state) => state.route.query);
+  const ids = useMemo(() => (query.images ?? "").split(",").filter((/** @type {string} */ id) => /^[0-9a-f]{32}$/.test(id)), [query.images]);
+  const [images, setImages] = useState(/** @type {any[]} */ ([]));
+  const [pair, setPair] = useState([0, 1]);
+  const [next, setNext] = useState(0);
+  useEffect(() => {
+    if (ids.length) attempt(() => api.post("/images/details", { ids })).then((found) => found && setImages(found));
+    else setImages([]);
+  }, [ids]);
+  /** @param {number} at */
+  const choose = (at) => {
+    setPair(next === 0 ? [at, pair[1]] : [pair[0], at]);
+    setNext(1 - next);
+  };
+  const [first, second] = pair.map((at) => images[at]);
+  return html`<div class="compare">
+    ${images.length > 1 && first && second ? html`<${Pair} first=${first} second=${second} />` : html`<p class="empty">${t("compare_empty")}</p>`}
+    <div class="sheet">
+      ${images.map((image, at) => html`<figure key=${image.id} data-pair=${pair.includes(at) ? "" : undefined}>
+        <${Thumbnail} image=${image} selected=${pair.includes(at)} onOpen=${() => choose(at)} />
+        <figcaption>${image.model} <small>${image.seed}</small> <a href=${`/gallery/${image.id}`}>${t("open")}</a></figcaption></figure>`)}
+    </div>
+    <${ModelsTimesSeeds} />
+  </div>`;
+}
+
+/** Two images in one place. @param {{first: any, second: any}} props */
+function Pair({ first, second }) {
+  const [way, setWay] = useState("slider");
+  const [share, setShare] = useState(50);
+  const [shown, setShown] = useState(false);
+  const [difference, setDifference] = useState(/** @type {any} */ (null));
+  const canvas = useRef(/** @type {any} */ (null));
+  useEffect(() => {
+    if (way !== "flicker" || matchMedia("(prefers-reduced-motion: reduce)").matches) return undefined;
+    const timer = setInterval(() => setShown((now) => !now), FLICKER_MS);
+    return () => clearInterval(timer);
+  }, [way]);
+  useEffect(() => {
+    if (way !== "difference") return;
+    setDifference(null);
+    subtract(first.url, second.url, canvas.current).then(setDifference, () => setDifference({ problem: t("cannot_compare") }));
+  }, [way, first.id, second.id]);
+  const same = first.pixels_sha256 && first.pixels_sha256 === second.pixels_sha256;
+  return html`<section class="card pair" aria-label=${t("compare")}>
+    <div class="row" role="group" aria-label=${t("way_of_comparing")}>
+      ${["slider", "flicker", "difference"].map((one) => html`<button type="button" aria-pressed=${way === one} onClick=${() => setWay(one)}>${t(`compare_${one}`)}</button>`)}
+      <span class="note" role="status">${same ? t("pixels_equal") : difference?.text ?? ""}${difference?.problem ?? ""}</span>
+    </div>
+    <div class="pair-stage" style=${{ aspectRatio: `${first.width} / ${first.height}` }}>
+      ${way === "difference"
+        ? html`<canvas ref=${canvas} aria-label=${t("compare_difference")} />`
+        : html`<img src=${first.url} alt=${first.model} />
+            <img src=${second.url} alt=${second.model} style=${{ clipPath: way === "slider" ? `inset(0 0 0 ${share}%)` : "none", visibility: way === "flicker" && !shown ? "hidden" : "visible" }} />`}
+    </div>
+    ${way === "slider" && html`<input type="range" min="0" max="100" value=${share} aria-label=${t("compare_slider")} onInput=${(/** @type {any} */ event) => setShare(Number(event.currentTarget.value))} />`}
+    ${way === "flicker" && html`<button type="button" onClick=${() => setShown(!shown)}>${t("other_image")}</button>`}
+    <p class="note">${first.model}, ${first.seed} · ${second.model}, ${second.seed}</p>
+  </section>`;
+}
+
+/** Draw the difference of two images, eight times as strong. @param {string} one @param {string} other @param {HTMLCanvasElement} canvas */
+async function subtract(one, other, canvas) {
+  const [a, b] = await Promise.all([one, other].map(async (url) => createImageBitmap(await (await fetch(url)).blob())));
+  const [width, height] = [a.width, a.height];
+  if (b.width !== width || b.height !== height) return { problem: t("sizes_differ") };
+  const pixels = [a, b].map((bitmap) => {
+    const drawn = new OffscreenCanvas(width, height).getContext("2d");
+    drawn?.drawImage(bitmap, 0, 0);
+    return /** @type {ImageData} */ (drawn?.getImageData(0, 0, width, height)).data;
+  });
+  const out = new ImageData(width, height);
+  let different = 0;
+  let most = 0;
+  for (let at = 0; at < out.data.length; at += 4) {
+    let here = 0;
+    for (let channel = 0; channel < 3; channel++) {
+      const by = Math.abs(pixels[0][at + channel] - pixels[1][at + channel]);
+      here = Math.max(here, by);
+      out.data[at + channel] = Math.min(255, by * 8);
+    }
+    out.data[at + 3] = 255;
+    different += here > 0 ? 1 : 0;
+    most = Math.max(most, here);
+  }
+  canvas.width = width;
+  canvas.height = height;
+  canvas.getContext("2d")?.putImageData(out, 0, 0);
+  const share = ((different / (width * height)) * 100).toFixed(1);
+  return { text: different ? t("difference_is", { share, most }) : t("pixels_equal") };
+}
+
+/** Every chosen model with several seeds, which fills while it is drawn. */
+function ModelsTimesSeeds() {
+  const models = useStore((state) => state.models);
+  const asked = useStore((state) => state.asked);
+  const jobs = useStore((state) => state.jobs);
+  const sheet = useStore((state) => state.sheet);
+  const form = useStore((state) => state.form);
+  const [seeds, setSeeds] = useState(3);
+  const [first, setFirst] = useState(/** @type {number | null} */ (null));
+  const there = asked.map((/** @type {string} */ id) => jobs[id]).filter(Boolean);
+  const columns = [...new Set(there.map((/** @type {any} */ job) => job.request.seed))];
+  const rows = [...new Set(there.map((/** @type {any} */ job) => job.model))];
+  const start = () => {
+    const begin = first ?? form.seed ?? Math.floor(Math.random() * 2 ** 32);
+    makeGrid(form.models, [...Array(seeds).keys()].map((n) => begin + n));
+  };
+  return html`<section class="card">
+    <h2>${t("models_times_seeds")}</h2>
+    <div class="row">
+      <${SelectField} choose=${true} label=${t("add_model")} value="" options=${[["", t("choose")], ...models.filter((/** @type {any} */ one) => !form.models.includes(one.name)).map((/** @type {any} */ one) => [one.name, one.name])]} onChange=${(/** @type {string} */ name) => name && import("../form.js").then(({ setForm }) => setForm({ models: [...form.models, name] }))} />
+      <${NumberField} label=${t("seeds_count")} value=${seeds} min=${1} max=${20} step=${1} onChange=${(/** @type {number | null} */ value) => setSeeds(Math.min(20, value ?? 1))} />
+      <${NumberField} label=${t("first_seed")} value=${first} min=${0} step=${1} placeholder=${t("any_seed")} onChange=${setFirst} />
+      <button type="button" class="primary" onClick=${start} disabled=${!form.models.length}>${t("make")}</button>
+    </div>
+    <p class="note">${t("grid_of", { models: form.models.join(", "), prompt: form.prompt || t("no_prompt") })}</p>
+    ${rows.length * columns.length > 1 && html`<div class="table-scroll"><table class="grid-table">
+      <thead><tr><td></td>${columns.map((seed) => html`<th scope="col">${seed}</th>`)}</tr></thead>
+      <tbody>${rows.map((model) => html`<tr key=${model}><th scope="row">${model}</th>${columns.map((seed) => {
+        const job = there.find((/** @type {any} */ one) => one.model === model && one.request.seed === seed);
+        const image = job && (sheet[job.id] ?? [])[0];
+        return html`<td>${image ? html`<${Thumbnail} image=${image} onOpen=${() => go(`/gallery/${image.id}`)} />` : html`<div class="no-image">${job ? (job.state === "failed" ? job.reason : t(job.state === "running" ? "running" : "waiting")) : ""}</div>`}</td>`;
+      })}</tr>`)}</tbody>
+    </table></div>`}
+  </section>`;
+}

@@ -1,0 +1,116 @@
+// @ts-check
+/** The first view: the form, what is drawn now, the queue, and the images of the last request. */
+
+import { cancel, cancelWaiting, setPriority } from "../actions.js";
+import { html, useState } from "../lib/htm-preact.js";
+import { GenerationForm } from "../parts/form.js";
+import { Thumbnail } from "../parts/image.js";
+import { IconButton, Section } from "../parts/elements.js";
+import { Memory } from "../parts/memory.js";
+import { go } from "../router.js";
+import { useStore } from "../store.js";
+import { duration, t } from "../strings.js";
+
+export function Create() {
+  return html`<div class="create">
+    <div class="side"><${GenerationForm} /></div>
+    <div class="work">
+      <${Running} />
+      <${Sheet} />
+      <${Waiting} />
+      <${Section} name="memory" title=${t("memory")}><${Memory} /><//>
+    </div>
+  </div>`;
+}
+
+/** The job that is computed now. */
+export function Running() {
+  const queue = useStore((state) => state.queue);
+  const progress = useStore((state) => state.progress) ?? queue.progress;
+  const job = queue.running;
+  if (!job) return null;
+  const mine = progress && (progress.job === undefined || progress.job === job.id) ? progress : null;
+  const stage = mine ? (mine.stage === "denoise" ? t("stage_step", { step: mine.step, steps: mine.steps }) : t(`stage_${mine.stage}`)) : t("stage_waiting");
+  const within = !mine ? 0 : mine.stage === "denoise" ? mine.step / Math.max(1, mine.steps) : mine.stage === "decode" ? 1 : 0;
+  const share = mine ? (mine.image + within) / job.request.count : 0;
+  const elapsed = job.started ? Date.now() / 1000 - job.started : 0;
+  const left = share > 0.08 && elapsed > 1 ? t("time_left", { time: duration((elapsed / share) * (1 - share)) }) : "";
+  return html`<section class="card running" aria-label=${t("now")}>
+    ${mine?.preview ? html`<img src=${mine.preview} alt=${t("unfinished")} />` : html`<div class="no-preview" />`}
+    <div class="running-text">
+      <p class="running-prompt">${job.request.prompt || t("no_prompt")}</p>
+      <p class="note">${job.model}: ${stage} ${left && `· ${left}`}</p>
+      <p class="note">${job.reason}</p>
+      <progress max="1" value=${share} aria-label=${t("progress")} />
+    </div>
+    <button type="button" onClick=${() => cancel(job.id)}>${t("cancel")}</button>
+  </section>`;
+}
+
+/** The jobs that wait, in their order with the reasons. Own ones can be moved. */
+export function Waiting() {
+  const waiting = useStore((state) => state.queue.waiting);
+  const [dragged, setDragged] = useState("");
+  if (!waiting.length) return null;
+  /** Put a job before another: its priority becomes one more. @param {any} target */
+  const dropOn = (target) => {
+    if (dragged && dragged !== target.job.id) setPriority(dragged, Math.min(100, target.job.priority + 1));
+    setDragged("");
+  };
+  return html`<section class="card" aria-label=${t("queue")}>
+    <div class="row spread"><h2>${t("queue_count", { count: waiting.length })}</h2><button type="button" onClick=${cancelWaiting}>${t("cancel_all")}</button></div>
+    <ol class="queue">
+      ${waiting.map(
+        (/** @type {any} */ place) => html`<li key=${place.job.id} draggable=${true}
+          onDragStart=${() => setDragged(place.job.id)} onDragOver=${(/** @type {any} */ event) => event.preventDefault()} onDrop=${() => dropOn(place)}>
+          <span class="queue-text">${place.job.model}: ${place.job.request.prompt || t("no_prompt")}</span>
+          <span class="note">${place.reason}</span>
+          <${IconButton} icon="up" label=${t("sooner")} onClick=${() => setPriority(place.job.id, Math.min(100, place.job.priority + 1))} />
+          <${IconButton} icon="down" label=${t("later")} onClick=${() => setPriority(place.job.id, Math.max(-100, place.job.priority - 1))} />
+          <${IconButton} icon="close" label=${t("cancel")} onClick=${() => cancel(place.job.id)} />
+        </li>`,
+      )}
+    </ol>
+  </section>`;
+}
+
+/** The images of the last request: one row of places for each job. */
+function Sheet() {
+  const asked = useStore((state) => state.asked);
+  const jobs = useStore((state) => state.jobs);
+  const sheet = useStore((state) => state.sheet);
+  const there = asked.map((/** @type {string} */ id) => jobs[id]).filter(Boolean);
+  if (!there.length) return html`<${Welcome} />`;
+  const images = there.flatMap((/** @type {any} */ job) => sheet[job.id] ?? []);
+  return html`<section aria-label=${t("last_request")}>
+    <div class="row spread">
+      <h2>${there[0].request.prompt || t("no_prompt")}</h2>
+      ${images.length > 1 && html`<a class="button" href=${`/compare?images=${images.map((/** @type {any} */ image) => image.id).join(",")}`}>${t("compare")}</a>`}
+    </div>
+    <div class="sheet">
+      ${there.map((/** @type {any} */ job) => [...Array(job.request.count).keys()].map((place) => html`<${Cell} key=${`${job.id}${place}`} job=${job} image=${(sheet[job.id] ?? []).find((/** @type {any} */ one) => one.place === place)} />`))}
+    </div>
+  </section>`;
+}
+
+/** @param {{job: any, image: any}} props */
+function Cell({ job, image }) {
+  const words = { queued: t("waiting"), running: t("running"), failed: job.reason, cancelled: t("cancelled"), done: t("removed") };
+  return html`<figure>
+    ${image
+      ? html`<${Thumbnail} image=${image} onOpen=${() => go(`/gallery/${image.id}`)} />`
+      : html`<div class="no-image" data-state=${job.state}>${words[/** @type {keyof typeof words} */ (job.state)]}</div>`}
+    <figcaption>${job.model}${image ? html` <small>${image.seed}</small>` : ""}</figcaption>
+  </figure>`;
+}
+
+/** What a new user reads first. */
+function Welcome() {
+  const models = useStore((state) => state.models);
+  return html`<section class="card welcome">
+    <h2>${t("welcome")}</h2>
+    <p>${models.length ? t("welcome_models") : t("welcome_no_models")}</p>
+    <p class="note">${t("welcome_keys")}</p>
+    <p><a class="button" href="/models">${t("get_models")}</a></p>
+  </section>`;
+}

@@ -1,0 +1,264 @@
+// @ts-check
+/** All images: search, boards, stars, tags, the trash, and what can be done with many at once. */
+
+import * as api from "../api.js";
+import { attempt, changeImages, report, trash } from "../actions.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib/htm-preact.js";
+import { Dialog, Icon, IconButton, Menu, SelectField, TextField } from "../parts/elements.js";
+import { Thumbnail } from "../parts/image.js";
+import { go } from "../router.js";
+import { change, useStore } from "../store.js";
+import { t } from "../strings.js";
+import { ImageView } from "./image.js";
+
+const GAP = 10;
+const SIDE = 180;
+const ROWS_MORE = 3;
+const SEARCH_AFTER = 250;
+const DETAILS_AT_ONCE = 400;
+
+/** @param {any} filter @returns {Record<string, any>} the query of a filter */
+function query(filter) {
+  const day = (/** @type {string} */ text, /** @type {number} */ more) => (text ? new Date(`${text}T00:00`).getTime() / 1000 + more : null);
+  const { from, to, ...rest } = filter;
+  return { ...rest, starred: filter.starred || null, trashed: filter.trashed || null, after: day(from, 0), before: day(to, 86_400) };
+}
+
+export function Gallery() {
+  const item = useStore((state) => state.route.item);
+  const filter = useStore((state) => state.filter);
+  const version = useStore((state) => state.galleryVersion);
+  const ids = useStore((state) => state.ids);
+  const [selected, setSelected] = useState(/** @type {Set<string>} */ (new Set()));
+  const [last, setLast] = useState("");
+
+  useEffect(() => {
+    let late = false;
+    const timer = setTimeout(() => {
+      api.get("/images/ids", query(filter)).then((found) => late || change({ ids: found.ids }), report);
+    }, SEARCH_AFTER);
+    return () => {
+      late = true;
+      clearTimeout(timer);
+    };
+  }, [filter, version]);
+
+  // What was selected under another filter is not selected any more.
+  useEffect(() => setSelected(new Set()), [filter]);
+  useEffect(() => {
+    const there = new Set(ids);
+    setSelected((before) => new Set([...before].filter((id) => there.has(id))));
+  }, [ids]);
+
+  /** @param {number} at @param {any} event */
+  const choose = (at, event) => {
+    const next = new Set(selected);
+    const from = ids.indexOf(last);
+    const range = event.shiftKey && from >= 0 ? ids.slice(Math.min(from, at), Math.max(from, at) + 1) : [ids[at]];
+    const add = !selected.has(ids[at]) || range.length > 1;
+    for (const id of range) add ? next.add(id) : next.delete(id);
+    setSelected(next);
+    setLast(ids[at]);
+  };
+
+  return html`<div class="gallery">
+    <${Filters} count=${ids.length} />
+    ${selected.size > 0 && html`<${Bulk} ids=${[...selected]} onClear=${() => setSelected(new Set())} />`}
+    <${Grid} ids=${ids} selected=${selected} onSelect=${choose} onAll=${() => setSelected(new Set(ids))} />
+    ${item && html`<${ImageView} id=${item} ids=${ids} onClose=${() => go("/gallery")} />`}
+  </div>`;
+}
+
+/** @param {{count: number}} props */
+function Filters({ count }) {
+  const filter = useStore((state) => state.filter);
+  const boards = useStore((state) => state.boards);
+  const version = useStore((state) => state.galleryVersion);
+  const [facets, setFacets] = useState({ models: {}, loras: {}, tags: {}, programs: {} });
+  const [naming, setNaming] = useState(false);
+  useEffect(() => {
+    api.get("/images/facets").then(setFacets, () => undefined);
+  }, [version]);
+  /** @param {any} values */
+  const set = (values) => change({ filter: { ...filter, ...values } });
+  /** @param {Record<string, number>} counts @returns {[string, string][]} */
+  const options = (counts) => [["", t("all")], ...Object.entries(counts).map(([name, n]) => /** @type {[string, string]} */ ([name, `${name} (${n})`]))];
+  const board = boards.find((/** @type {any} */ one) => one.id === filter.board);
+  return html`<div class="filters" role="search">
+    <div class="row">
+      <label class="search"><${Icon} name="search" /><input type="search" aria-label=${t("search_images")} placeholder=${t("search_images")} value=${filter.search} onInput=${(/** @type {any} */ event) => set({ search: event.currentTarget.value })} /></label>
+      <button type="button" aria-pressed=${filter.starred} onClick=${() => set({ starred: !filter.starred })}><${Icon} name="star" filled=${filter.starred} /> ${t("starred")}</button>
+      <button type="button" aria-pressed=${filter.trashed} onClick=${() => set({ trashed: !filter.trashed })}><${Icon} name="trash" /> ${t("trash")}</button>
+      <span class="note" role="status">${t("images_count", { count })}</span>
+    </div>
+    <div class="row boards">
+      <button type="button" aria-pressed=${!filter.board} onClick=${() => set({ board: "" })}>${t("all_boards")}</button>
+      ${boards.map((/** @type {any} */ one) => html`<button type="button" key=${one.id} aria-pressed=${filter.board === one.id} onClick=${() => set({ board: one.id })}
+        onDragOver=${(/** @type {any} */ event) => event.preventDefault()}
+        onDrop=${(/** @type {any} */ event) => dropOnBoard(event, one.id)}>${one.name} <small>${one.images}</small></button>`)}
+      <button type="button" aria-pressed=${filter.board === "none"} onClick=${() => set({ board: "none" })}>${t("no_board")}</button>
+      <${IconButton} icon="plus" label=${t("new_board")} onClick=${() => setNaming(true)} />
+      ${board && html`<${BoardMenu} board=${board} />`}
+    </div>
+    <details class="more-filters"><summary>${t("more_filters")}</summary><div class="row">
+      <${SelectField} label=${t("model")} value=${filter.model} options=${options(facets.models)} onChange=${(/** @type {string} */ model) => set({ model })} />
+      <${SelectField} label="LoRA" value=${filter.lora} options=${options(facets.loras)} onChange=${(/** @type {string} */ lora) => set({ lora })} />
+      <${SelectField} label=${t("tag")} value=${filter.tag} options=${options(facets.tags)} onChange=${(/** @type {string} */ tag) => set({ tag })} />
+      <${SelectField} label=${t("program")} value=${filter.program} options=${options(facets.programs)} onChange=${(/** @type {string} */ program) => set({ program })} />
+      <${TextField} label=${t("field_seed")} type="number" value=${filter.seed} onChange=${(/** @type {string} */ seed) => set({ seed })} />
+      <${TextField} label=${t("from_day")} type="date" value=${filter.from} onChange=${(/** @type {string} */ from) => set({ from })} />
+      <${TextField} label=${t("to_day")} type="date" value=${filter.to} onChange=${(/** @type {string} */ to) => set({ to })} />
+    </div></details>
+    ${naming && html`<${BoardName} onClose=${() => setNaming(false)} onName=${async (/** @type {string} */ name) => {
+      const made = await attempt(() => api.post("/boards", { name }));
+      if (made) set({ board: made.id });
+    }} />`}
+  </div>`;
+}
+
+/** @param {any} event @param {string} board */
+function dropOnBoard(event, board) {
+  const address = event.dataTransfer.getData("text/uri-list");
+  const id = address.match(/images\/([0-9a-f]{32})\/file/)?.[1];
+  if (!id) return;
+  event.preventDefault();
+  changeImages([id], { board });
+}
+
+/** @param {{board: any}} props */
+function BoardMenu({ board }) {
+  const [naming, setNaming] = useState(false);
+  return html`<${Menu} label=${board.name}>
+      <button type="button" onClick=${() => setNaming(true)}>${t("rename")}</button>
+      <button type="button" onClick=${() => attempt(() => api.remove(`/boards/${board.id}`)).then(() => change((state) => ({ filter: { ...state.filter, board: "" } })))}>${t("delete_board")}</button>
+    <//>
+    ${naming && html`<${BoardName} name=${board.name} onClose=${() => setNaming(false)} onName=${(/** @type {string} */ name) => attempt(() => api.patch(`/boards/${board.id}`, { name }))} />`}`;
+}
+
+/** @param {{name?: string, onName: (name: string) => unknown, onClose: () => void}} props */
+function BoardName({ name = "", onName, onClose }) {
+  const [text, setText] = useState(name);
+  /** @param {any} event */
+  const submit = (event) => {
+    event.preventDefault();
+    onName(text.trim());
+    onClose();
+  };
+  return html`<${Dialog} label=${t("board_name")} onClose=${onClose}><form onSubmit=${submit}>
+    <${TextField} label=${t("board_name")} value=${text} onChange=${setText} />
+    <button class="primary" disabled=${!text.trim()}>${t("save")}</button>
+  </form><//>`;
+}
+
+/** What can be done with the selected images. @param {{ids: string[], onClear: () => void}} props */
+function Bulk({ ids, onClear }) {
+  const boards = useStore((state) => state.boards);
+  const trashed = useStore((state) => state.filter.trashed);
+  const [tagging, setTagging] = useState(false);
+  const [tag, setTag] = useState("");
+  const [deleting, setDeleting] = useState(false);
+  /** @param {any} event */
+  const addTag = (event) => {
+    event.preventDefault();
+    changeImages(ids, { add_tags: tag.split(",").map((one) => one.trim()).filter(Boolean) });
+    setTagging(false);
+  };
+  return html`<div class="bulk row" role="toolbar" aria-label=${t("selected_images")}>
+    <strong>${t("selected_count", { count: ids.length })}</strong>
+    ${trashed
+      ? html`<button type="button" onClick=${() => changeImages(ids, { trashed: false })}>${t("restore")}</button>
+          <button type="button" onClick=${() => setDeleting(true)}>${t("delete_forever")}</button>`
+      : html`<button type="button" onClick=${() => changeImages(ids, { starred: true })}>${t("star")}</button>
+          <button type="button" onClick=${() => changeImages(ids, { starred: false })}>${t("unstar")}</button>
+          <${Menu} label=${t("to_board")}>
+            ${boards.map((/** @type {any} */ one) => html`<button type="button" onClick=${() => changeImages(ids, { board: one.id })}>${one.name}</button>`)}
+            <button type="button" onClick=${() => changeImages(ids, { board: "none" })}>${t("no_board")}</button>
+          <//>
+          <button type="button" onClick=${() => setTagging(true)}>${t("add_tag")}</button>
+          <button type="button" onClick=${() => attempt(() => api.download("/images/export", { ids }, "safelight-images.zip"))}>${t("export")}</button>
+          ${ids.length > 1 && ids.length <= 100 && html`<a class="button" href=${`/compare?images=${ids.join(",")}`}>${t("compare")}</a>`}
+          <button type="button" onClick=${() => trash(ids)}>${t("remove")}</button>`}
+    <button type="button" class="quiet" onClick=${onClear}>${t("clear_selection")}</button>
+    ${tagging && html`<${Dialog} label=${t("add_tag")} onClose=${() => setTagging(false)}><form onSubmit=${addTag}>
+      <${TextField} label=${t("tags_with_commas")} value=${tag} onChange=${setTag} /><button class="primary" disabled=${!tag.trim()}>${t("save")}</button></form><//>`}
+    ${deleting && html`<${Dialog} label=${t("delete_forever")} onClose=${() => setDeleting(false)}>
+      <p>${t("delete_forever_ask", { count: ids.length })}</p>
+      <button type="button" class="primary" onClick=${() => (attempt(() => api.post("/images/delete", { ids })), setDeleting(false), onClear())}>${t("delete_forever")}</button><//>`}
+  </div>`;
+}
+
+/** The grid. Only the rows that can be seen have elements. @param {{ids: string[], selected: Set<string>, onSelect: (at: number, event: any) => void, onAll: () => void}} props */
+function Grid({ ids, selected, onSelect, onAll }) {
+  const details = useStore((state) => state.details);
+  const place = useRef(/** @type {any} */ (null));
+  const [view, setView] = useState({ top: 0, height: 800, width: 1000 });
+  const asked = useRef(/** @type {Set<string>} */ (new Set()));
+
+  useLayoutEffect(() => {
+    const measure = () => {
+      if (!place.current) return;
+      const box = place.current.getBoundingClientRect();
+      setView({ top: Math.max(0, -box.top), height: innerHeight, width: box.width });
+    };
+    measure();
+    let waiting = false;
+    const scrolled = () => {
+      if (waiting) return;
+      waiting = true;
+      requestAnimationFrame(() => ((waiting = false), measure()));
+    };
+    addEventListener("scroll", scrolled, { passive: true });
+    const observer = new ResizeObserver(measure);
+    observer.observe(place.current);
+    return () => (removeEventListener("scroll", scrolled), observer.disconnect());
+  }, []);
+
+  const columns = Math.max(2, Math.floor((view.width + GAP) / (SIDE + GAP)));
+  const side = (view.width - GAP * (columns - 1)) / columns;
+  const rows = Math.ceil(ids.length / columns);
+  const from = Math.max(0, Math.floor(view.top / (side + GAP)) - ROWS_MORE);
+  const to = Math.min(rows, Math.ceil((view.top + view.height) / (side + GAP)) + ROWS_MORE);
+  const shown = ids.slice(from * columns, to * columns);
+
+  useEffect(() => {
+    const missing = shown.filter((id) => !details[id] && !asked.current.has(id)).slice(0, DETAILS_AT_ONCE);
+    if (!missing.length) return;
+    for (const id of missing) asked.current.add(id);
+    const end = () => missing.forEach((id) => asked.current.delete(id));
+    api.post("/images/details", { ids: missing }).then((found) => {
+      change((state) => ({ details: { ...state.details, ...Object.fromEntries(found.map((/** @type {any} */ one) => [one.id, one])) } }));
+      end();
+    }, (error) => (end(), report(error)));
+  }, [shown.join(), details]);
+
+  /** @param {any} event */
+  const pressed = (event) => {
+    if (event.key === "a" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      onAll();
+      return;
+    }
+    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[/** @type {string} */ (event.key)];
+    const cell = event.target.closest("[data-at]");
+    if (!by || !cell) return;
+    event.preventDefault();
+    const next = Math.min(Math.max(Number(cell.dataset.at) + by, 0), ids.length - 1);
+    place.current.querySelector(`[data-at="${next}"] .thumbnail`)?.focus();
+  };
+
+  if (!ids.length) return html`<div ref=${place}><p class="empty">${t("no_images")}</p></div>`;
+  return html`<div class="grid" ref=${place} style=${{ height: `${rows * (side + GAP)}px` }} onKeyDown=${pressed}>
+    ${shown.map((id, number) => {
+      const at = from * columns + number;
+      const image = details[id];
+      const left = (at % columns) * (side + GAP);
+      const top = Math.floor(at / columns) * (side + GAP);
+      return html`<div key=${id} class="cell" data-at=${at} data-selected=${selected.has(id) ? "" : undefined} style=${{ transform: `translate(${left}px, ${top}px)`, width: `${side}px`, height: `${side}px` }}>
+        ${image
+          ? html`<${Thumbnail} image=${image} onOpen=${(/** @type {any} */ event) => (event?.ctrlKey || event?.metaKey || event?.shiftKey ? onSelect(at, event) : go(`/gallery/${id}`))} />
+              <input type="checkbox" class="select" aria-label=${t("select_image", { number: at + 1 })} checked=${selected.has(id)} onClick=${(/** @type {any} */ event) => onSelect(at, event)} />`
+          : html`<div class="thumbnail" />`}
+      </div>`;
+    })}
+  </div>`;
+}

@@ -1,0 +1,140 @@
+"""The canvas of the page: painting, undo, inpainting, outpainting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+from support.serving import ended, make
+
+from .conftest import Open, shot
+
+MASKED = """() => {
+    const canvas = document.querySelector(".layer-mask");
+    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    let count = 0;
+    for (let at = 3; at < data.length; at += 4) count += data[at] > 0 ? 1 : 0;
+    return count;
+}"""
+
+
+@pytest.fixture
+def image(http: httpx.Client) -> dict[str, Any]:
+    job = ended(http, make(http)["id"])
+    return http.get(f"/api/v1/jobs/{job['id']}/images").json()[0]
+
+
+def on_canvas(open_page: Open, image: dict[str, Any]) -> Page:
+    """Open an image on the canvas."""
+    page = open_page(f"/gallery/{image['id']}")
+    page.get_by_role("button", name="Edit on the canvas").click()
+    page.locator(".layer-picture").wait_for()
+    return page
+
+
+def stroke(page: Page, *points: tuple[float, float]) -> None:
+    """Draw through points, given as shares of the picture."""
+    box = page.locator(".layer-picture").bounding_box()
+    assert box is not None
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=6)
+    page.mouse.up()
+
+
+def test_an_inpainted_image_in_six_actions(image: dict[str, Any], open_page: Open, http: httpx.Client) -> None:
+    page = on_canvas(open_page, image)
+    page.get_by_label("Brush", exact=True).first.fill("10")
+    stroke(page, (0.3, 0.3), (0.6, 0.6))
+    assert page.evaluate(MASKED) > 100
+    page.get_by_label("Prompt", exact=True).fill("a green leaf")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".candidates .thumbnail")).to_have_count(1, timeout=60_000)
+    shot(page, "canvas")
+    page.get_by_role("button", name="Accept").click()
+    expect(page.locator(".candidates")).to_be_hidden()
+    made = http.get("/api/v1/images", params={"limit": 1, "metadata": True}).json()["images"][0]
+    request = made["metadata"]["request"]
+    assert (request["width"], request["height"], bool(request["image"]), bool(request["mask"])) == (64, 64, True, True)
+    page.get_by_role("button", name="Undo").click()
+
+
+@pytest.mark.full
+def test_what_is_painted_can_be_undone_without_end(image: dict[str, Any], open_page: Open) -> None:
+    page = on_canvas(open_page, image)
+    page.get_by_label("Brush", exact=True).first.fill("4")
+    counts = [page.evaluate(MASKED)]
+    for number in range(6):
+        stroke(page, (0.1 * number + 0.1, 0.2), (0.1 * number + 0.1, 0.8))
+        counts.append(page.evaluate(MASKED))
+    assert counts == sorted(set(counts))
+    page.get_by_role("button", name="Rectangle").click()
+    stroke(page, (0.1, 0.1), (0.9, 0.9))
+    counts.append(page.evaluate(MASKED))
+    page.get_by_role("button", name="Invert mask").click()
+    counts.append(page.evaluate(MASKED))
+    assert counts[-1] < counts[-2]
+    page.get_by_role("button", name="Fill", exact=True).click()
+    stroke(page, (0.5, 0.5), (0.5, 0.5))
+    page.wait_for_timeout(300)
+    counts.append(page.evaluate(MASKED))
+    assert counts[-1] > 64 * 64 * 0.97
+    page.get_by_role("button", name="Eraser").click()
+    stroke(page, (0.5, 0.2), (0.5, 0.8))
+    counts.append(page.evaluate(MASKED))
+    page.get_by_role("button", name="Clear mask").click()
+    counts.append(page.evaluate(MASKED))
+    assert counts[-1] == 0
+    for count in counts[-2::-1]:
+        page.keyboard.press("Control+z")
+        assert page.evaluate(MASKED) == count
+    for count in counts[1:]:
+        page.keyboard.press("Control+y")
+        assert page.evaluate(MASKED) == count
+
+
+@pytest.mark.full
+def test_the_picture_grows_where_the_box_goes_beyond_it(image: dict[str, Any], open_page: Open) -> None:
+    page = on_canvas(open_page, image)
+    before = page.evaluate("document.querySelector('.layer-picture').toDataURL()")
+    page.get_by_label("Box left").fill("-32")
+    page.get_by_label("Box width").fill("96")
+    page.get_by_label("Box height").press("Tab")
+    page.get_by_label("Prompt", exact=True).fill("red apple")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".candidates .thumbnail")).to_have_count(1, timeout=60_000)
+    page.get_by_role("button", name="Accept").click()
+    expect(page.locator(".layer-picture")).to_have_attribute("width", "96")
+    # What was there is there, further to the right, but for the blurred edge of the mask.
+    kept = page.evaluate(
+        """async (before) => {
+            const old = new Image();
+            old.src = before;
+            await old.decode();
+            const canvas = document.createElement("canvas");
+            canvas.width = canvas.height = 64;
+            const pen = canvas.getContext("2d");
+            pen.drawImage(old, 0, 0);
+            const one = pen.getImageData(16, 0, 48, 64).data;
+            const other = document.querySelector(".layer-picture").getContext("2d").getImageData(48, 0, 48, 64).data;
+            return one.every((value, at) => value === other[at]);
+        }""",
+        before,
+    )
+    assert kept
+
+
+@pytest.mark.full
+def test_the_box_is_drawn_by_hand_and_snaps(image: dict[str, Any], open_page: Open) -> None:
+    page = on_canvas(open_page, image)
+    page.get_by_role("button", name="Box", exact=True).click()
+    stroke(page, (0.5, 0.5), (0.8, 0.6))
+    left = int(page.get_by_label("Box left").input_value())
+    assert left > 0
+    assert left % 8 == 0
+    page.get_by_role("button", name="Whole picture").click()
+    expect(page.get_by_label("Box left")).to_have_value("0")

@@ -1,0 +1,119 @@
+"""The gallery of the page: search, boards, stars, tags, the trash, the keyboard, and comparing."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+from support.serving import ended, make
+
+from .conftest import Open, shot
+
+
+@pytest.fixture
+def images(http: httpx.Client) -> list[dict[str, Any]]:
+    """Three images whose prompt no other has."""
+    job = ended(http, make(http, prompt="a lighthouse at dusk", count=3)["id"])
+    return http.get(f"/api/v1/jobs/{job['id']}/images").json()
+
+
+@pytest.fixture(autouse=True)
+def only_these(http: httpx.Client) -> None:
+    """Images of other tests are in the trash."""
+    http.patch("/api/v1/images", json={"ids": http.get("/api/v1/images/ids").json()["ids"], "trashed": True})
+
+
+def searched(page: Page, text: str, count: int) -> None:
+    page.get_by_label("Search prompts, models, tags").fill(text)
+    expect(page.locator(".filters [role=status]")).to_have_text(f"{count} images")
+
+
+def test_images_are_searched_starred_removed_and_restored(
+    images: list[dict[str, Any]], open_page: Open, http: httpx.Client
+) -> None:
+    http.patch("/api/v1/images", json={"ids": [image["id"] for image in images], "trashed": False})
+    page = open_page("/gallery")
+    searched(page, "dusk lighth", 3)
+    searched(page, "dawn", 0)
+    searched(page, "", 3)
+    page.locator(".cell .thumbnail").first.click()
+    expect(page).to_have_url(re.compile(f"/gallery/{images[2]['id']}$"))
+    page.locator(".image-prompt").wait_for()
+    page.keyboard.press("s")
+    expect(page.get_by_role("button", name="Star", exact=True)).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("ArrowRight")
+    expect(page).to_have_url(re.compile(f"/gallery/{images[1]['id']}$"))
+    page.keyboard.press("Delete")
+    page.get_by_text("1 images are in the trash").wait_for()
+    page.keyboard.press("Escape")
+    expect(page.locator(".cell")).to_have_count(2)
+    # The back button closes nothing twice, and undo restores.
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".cell")).to_have_count(3)
+    page.get_by_role("button", name="Starred").click()
+    expect(page.locator(".cell")).to_have_count(1)
+    shot(page, "gallery")
+
+
+@pytest.mark.full
+def test_many_images_are_put_on_a_board_tagged_exported_and_deleted(
+    images: list[dict[str, Any]], open_page: Open, http: httpx.Client
+) -> None:
+    http.patch("/api/v1/images", json={"ids": [image["id"] for image in images], "trashed": False})
+    page = open_page("/gallery")
+    page.get_by_role("button", name="New board").click()
+    page.get_by_role("textbox", name="Name of the board").fill("towers")
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    page.get_by_role("button", name="All", exact=True).click()
+    expect(page.locator(".cell")).to_have_count(3)
+    page.get_by_label("Select image 1").check()
+    page.get_by_label("Select image 3").click(modifiers=["Shift"])
+    expect(page.get_by_text("3 selected")).to_be_visible()
+    page.get_by_role("button", name="To a board").click()
+    page.locator(".menu-body").get_by_role("button", name="towers").click()
+    page.get_by_role("button", name="Tag", exact=True).click()
+    page.get_by_label("Tags, separated by commas").fill("keep, sea")
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    assert download.value.suggested_filename == "safelight-images.zip"
+    searched(page, "sea", 3)
+    page.get_by_role("button", name="towers 3").click()
+    expect(page.locator(".cell")).to_have_count(3)
+    page.locator(".bulk").get_by_role("button", name="Remove").click()
+    expect(page.locator(".cell")).to_have_count(0)
+    page.get_by_role("button", name="Trash").click()
+    page.locator(".cell .thumbnail").first.focus()
+    page.keyboard.press("Control+a")
+    page.get_by_role("button", name="Delete for ever").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete for ever").click()
+    expect(page.locator(".cell")).to_have_count(0)
+    assert http.get(images[0]["url"]).status_code == 404
+
+
+@pytest.mark.full
+def test_two_images_are_compared(images: list[dict[str, Any]], open_page: Open) -> None:
+    same = [images[0]["id"], images[0]["id"], images[1]["id"]]
+    page = open_page("/compare?images=" + ",".join(dict.fromkeys(same)))
+    page.get_by_role("button", name="Difference").click()
+    expect(page.locator(".pair [role=status]")).to_contain_text("% of the pixels differ")
+    shot(page, "compare")
+    page.get_by_role("button", name="Flicker").click()
+    page.get_by_role("button", name="Slider").click()
+    page.get_by_label("Slider", exact=True).fill("20")
+
+
+@pytest.mark.full
+def test_models_and_seeds_fill_a_table(open_page: Open) -> None:
+    page = open_page("/")
+    page.get_by_label("Prompt", exact=True).fill("red apple")
+    page.get_by_label("Steps", exact=True).fill("2")
+    page.get_by_role("link", name="Compare").click()
+    page.get_by_label("Add a model").select_option("starter-noto")
+    page.get_by_label("Seeds", exact=True).fill("2")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".grid-table .thumbnail img")).to_have_count(4, timeout=60_000)
+    shot(page, "models-times-seeds")

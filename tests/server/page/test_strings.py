@@ -1,0 +1,55 @@
+"""The texts of the page: each language has all of them, and each that the page shows exists."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from safelight.request.field import fields_of
+from safelight.request.schema import Request
+from safelight.server.page.routes import FILES, VIEWS
+
+DYNAMIC = {
+    "where_": ("none", "part", "whole"),
+    "view_": ("create", *VIEWS),
+    "stage_": ("switch", "encode", "decode"),
+    "tool_": ("brush", "eraser", "rectangle", "lasso", "fill", "box", "pan"),
+    "layer_": ("mask", "picture"),
+    "box_": ("x", "y", "width", "height"),
+    "compare_": ("slider", "flicker", "difference"),
+    "download_": ("queued", "running", "adding", "done", "failed", "cancelled"),
+}
+
+
+def strings(language: str) -> dict[str, str]:
+    text = (FILES / f"strings/{language}.js").read_text()
+    return {key: json.loads(value) for key, value in re.findall(r'^  (\w+): (".*"),$', text, re.MULTILINE)}
+
+
+def test_each_language_has_each_text_with_the_same_values() -> None:
+    english, chinese = strings("en"), strings("zh")
+    assert len(english) > 250
+    assert english.keys() == chinese.keys()
+    for key, text in english.items():
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", chinese[key])), key
+
+
+def test_each_text_that_the_page_shows_exists_and_each_is_shown() -> None:
+    scripts = "\n".join(path.read_text() for path in FILES.rglob("*.js") if path.parent.name not in ("lib", "strings"))
+    used = set(re.findall(r'\bt\(\s*"(\w+)"', scripts)) | set(re.findall(r'[?:] "(\w+)"[ ,)]', scripts))
+    used |= {f"{start}{end}" for start, ends in DYNAMIC.items() for end in ends}
+    known = strings("en").keys()
+    missing = set(re.findall(r'\bt\(\s*"(\w+)"', scripts)) - known
+    assert missing == set()
+    assert {f"{start}{end}" for start, ends in DYNAMIC.items() for end in ends} <= known
+    unused = {key for key in known - used if not key.startswith("field_")}
+    assert unused == set()
+    fields = {key.removeprefix("field_") for key in known if key.startswith("field_")}
+    assert fields <= fields_of(Request).keys()
+
+
+def test_the_pages_own_code_is_small() -> None:
+    """The issue's limit is 300 KB; nothing is compressed."""
+    size = sum(path.stat().st_size for path in Path(FILES).rglob("*") if path.suffix in (".js", ".css", ".html"))
+    assert size < 300_000
