@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 import zipfile
 from dataclasses import replace
@@ -96,3 +97,20 @@ def test_an_archive_has_all_files_and_says_what_is_missing(image: Image, tmp_pat
         assert archive.read("imported/a.png") == b"picture"
         assert "No such file" in listed[2]["problem"]
         assert archive.read(images[0].file) == gallery.path(images[0]).read_bytes()
+
+
+def test_an_old_file_and_a_killed_deletion(image: Image, tmp_path: Path) -> None:
+    """ZIP has no time before 1980; a server that was killed while it deleted goes on at its next start."""
+    gallery, path = Gallery(tmp_path / "root"), tmp_path / "old.png"
+    path.write_bytes(b"picture")
+    os.utime(path, (0, 0))
+    old = stored(1, str(path), imported=True)
+    with zipfile.ZipFile(io.BytesIO(b"".join(export([old], gallery)))) as archive:
+        assert archive.read("imported/old.png") == b"picture"
+    own = stored(2, gallery.put(image, f"{2:032x}"))
+    gallery.finish(own.id)
+    gallery.mark([old, own])
+    assert gallery.sweep(set()) == 2
+    assert path.exists()
+    assert not gallery.path(own).exists()
+    assert not list((tmp_path / "root/images/.unfinished").iterdir())

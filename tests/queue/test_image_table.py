@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -213,3 +214,36 @@ def test_a_database_without_boards_is_migrated_with_its_images(tmp_path: Path) -
         assert images.ids(ImageFilter(search="红 ink")) == ["i0", "i1"]
         database.close()
     Database(tmp_path, migrate=False).close()
+
+
+def test_many_threads_tag_move_and_add_boards_at_once(tmp_path: Path) -> None:
+    """What one reads, no other changes before it writes."""
+    table = Database(tmp_path).images
+    table.add_imported([made(n) for n in range(5)])
+    wrong, taken = list[Exception](), list[str]()
+
+    def work() -> None:
+        for number in range(12):
+            try:
+                table.change([made(n).id for n in range(5)], ImageChange(add_tags=(f"t{number}",), starred=True))
+                table.add_board(f"b{number}")
+            except InputError as error:
+                taken.append(str(error))
+            except Exception as error:  # noqa: BLE001 - any other one is what this test looks for
+                wrong.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert all("already a board" in text for text in taken)
+    assert len(table.boards()) == 12
+    assert dict(table.facets().tags) == {f"t{n}": 5 for n in range(12)}
+
+
+@pytest.mark.parametrize("cursor", ["1.0-99999999999999999999999", "nan-1", "inf-1", "1.0--1", "-", "1e999-1"])
+def test_a_cursor_that_no_list_had_is_refused(cursor: str, table: ImageTable) -> None:
+    with pytest.raises(InputError, match="cursor"):
+        table.page(cursor=cursor)

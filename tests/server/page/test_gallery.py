@@ -83,6 +83,10 @@ def test_many_images_are_put_on_a_board_tagged_exported_and_deleted(
     searched(page, "sea", 3)
     page.get_by_role("button", name="towers 3").click()
     expect(page.locator(".cell")).to_have_count(3)
+    # Another filter selects nothing.
+    expect(page.locator(".bulk")).to_be_hidden()
+    page.locator(".cell .thumbnail").first.focus()
+    page.keyboard.press("Control+a")
     page.locator(".bulk").get_by_role("button", name="Remove").click()
     expect(page.locator(".cell")).to_have_count(0)
     page.get_by_role("button", name="Trash").click()
