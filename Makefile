@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Of the installed plugins, only these are imported by each process of the tests.
 PLUGINS := --disable-plugin-autoload -p xdist -p _hypothesis_pytestplugin
 
-.PHONY: demo demo-adapters check quick test suite test-all test-oldest coverage lint install dist proof gpu contracts mutants parity story fields settings reference licences release soak bench bench-peers starter clean
+.PHONY: docs demo demo-adapters check quick test suite test-all test-oldest coverage lint install dist proof gpu contracts mutants parity page story fields settings reference licences release soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -74,6 +74,11 @@ mutants: $(STAMP) ## protections are removed one at a time: their tests must go 
 
 parity: $(STAMP) ## the tests that compare with other programs, as a page
 	$(PY) tools/parity.py docs/parity.md
+
+docs: ## the documentation as a site that can be searched, in build/site
+	python3 -m venv build/docs-venv
+	build/docs-venv/bin/python -m pip install -q -r tools/docs-requirements.txt
+	build/docs-venv/bin/python -m mkdocs build -q -f mkdocs.yml
 
 page: $(STAMP) ## the types of the page's scripts, and all its tests in a browser
 	$(PY) tools/check_page.py

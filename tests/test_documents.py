@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,3 +217,23 @@ def test_tests_that_the_documents_name_are_there() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_place_is_left_to_be_filled_in(page: Path) -> None:
     assert not re.search(r"@[A-Z]+@|TODO|FIXME", page.read_text())
+
+
+def test_the_site_has_every_document() -> None:
+    nav = set(re.findall(r"[\w/-]+\.md", (HOME / "mkdocs.yml").read_text()))
+    assert nav == {str(page.relative_to(HOME / "docs")) for page in (HOME / "docs").rglob("*.md")} | {"index.md"}
+
+
+@pytest.mark.full
+def test_the_site_is_built(tmp_path: Path) -> None:
+    """It installs what it needs, and every link within it leads somewhere."""
+    folder = tmp_path / "clone"
+    shutil.copytree(HOME / "docs", folder / "docs")
+    for name in ("README.md", "Makefile", "mkdocs.yml"):
+        shutil.copy(HOME / name, folder / name)
+    shutil.copytree(HOME / "tools", folder / "tools")
+    done = subprocess.run(["make", "docs"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Safelight" in (folder / "build/site/index.html").read_text()
+    assert (folder / "build/site/zh/tutorial.html").exists()
+    assert not re.search(r'src="https?://', (folder / "build/site/index.html").read_text())

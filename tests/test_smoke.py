@@ -145,6 +145,12 @@ def test_index() -> None:
     assert "| models list |" in run("benchmarks/library.py", "--models", "5", "--adapters", "5")
 
 
+@pytest.mark.full
+def test_page() -> None:
+    assert "| first paint |" in run("benchmarks/page.py", "--images", "60", "--times", "1")
+    assert run("tools/check_page.py") == ""
+
+
 def test_gallery() -> None:
     assert "| a page |" in run("benchmarks/gallery.py", "--images", "300")
 

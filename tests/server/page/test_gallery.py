@@ -67,6 +67,7 @@ def test_many_images_are_put_on_a_board_tagged_exported_and_deleted(
     page.get_by_role("button", name="New board").click()
     page.get_by_role("textbox", name="Name of the board").fill("towers")
     page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    expect(page.get_by_role("button", name="towers 0")).to_have_attribute("aria-pressed", "true")
     page.get_by_role("button", name="All", exact=True).click()
     expect(page.locator(".cell")).to_have_count(3)
     page.get_by_label("Select image 1").check()

@@ -65,12 +65,16 @@ async function loadAll() {
     change({ asked: JSON.parse(localStorage.getItem(ASKED_KEY) ?? "[]") });
   }
   await loadSheet();
+  if (health.worker === "starting") loadHealth().catch(report);
   loadMemory().catch(() => undefined);
   change((state) => ({ galleryVersion: state.galleryVersion + 1, ready: true }));
 }
 
 export async function loadHealth() {
-  change({ health: await api.get("/health") });
+  const health = await api.get("/health");
+  change({ health });
+  // No event tells that the worker is ready.
+  if (health.worker === "starting") setTimeout(() => loadHealth().catch(report), PROBE_MS);
 }
 
 export async function loadModels() {
