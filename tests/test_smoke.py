@@ -165,7 +165,7 @@ def test_families() -> None:
     assert run("benchmarks/families.py", "--part", "switch", "--tiny").count("| flux2-klein-4b |") == 3
     # Equal pixels under both limits: the program ends with an error otherwise.
     assert "| 10.000 |" in run("benchmarks/families.py", "--part", "real", "--tiny")
-    rows = {"decode": "| Q4_K |", "flux": "| 5.000 |", "step": "| Q4_K s |", "lora": "| none |", "sdxl": "| small |"}
+    rows = {"decode": "| Q4_K |", "flux": "| 5.000 |", "step": "| bf16 |", "lora": "| none |", "sdxl": "| small |"}
     for part, row in rows.items():
         assert row in run("benchmarks/forms.py", "--part", part, "--tiny")
     assert "| Safelight, one fits |" in run("benchmarks/peer_families.py", "--tiny", "--switches", "2")

@@ -17,7 +17,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "mcp": ("mcp",),
     "preprocess": ("cv2",),
     "samplers": ("torchsde",),
-    "server": ("alembic", "fastapi", "prometheus_client", "sqlalchemy", "sse_starlette", "uvicorn"),
+    "server": ("alembic", "fastapi", "prometheus_client", "python_multipart", "sqlalchemy", "sse_starlette", "uvicorn"),
 }
 """The modules of each extra that ``pyproject.toml`` declares."""
 

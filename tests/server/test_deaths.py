@@ -66,9 +66,10 @@ def nothing_is_left_over(root: Path) -> None:
     with sqlite3.connect(root / "safelight.db") as connection:
         rows = {name for (name,) in connection.execute("SELECT file FROM images")}
         assert not list(connection.execute("SELECT 1 FROM images WHERE job NOT IN (SELECT id FROM jobs)"))
-    files = {path.name for path in (root / "images").glob("*")}
+        ids = {name for (name,) in connection.execute("SELECT id FROM images")}
+    files = {str(path.relative_to(root / "images")) for path in (root / "images").rglob("*") if path.is_file()}
     assert files == rows
-    assert {path.stem for path in (root / "thumbnails").glob("*")} == {Path(name).stem for name in rows}
+    assert {path.stem for path in (root / "thumbnails").glob("*")} == ids
 
 
 def kill_workers(root: Path, right: dict[tuple[str, int], str], kills: int) -> dict[str, int]:
