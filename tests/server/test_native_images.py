@@ -55,7 +55,8 @@ def test_many_are_changed_at_once_and_everybody_hears_of_it(http: httpx.Client, 
         assert next(line for line in lines if line == "event: images")
         assert json.loads(next(lines).removeprefix("data: "))["ids"] == ids
     assert listed(http, board=board["id"], starred=True, tag="good") == ids[::-1]
-    assert http.get("/api/v1/boards").json() == [board | {"images": 2, "cover": ids[1]}]
+    # Other tests use this server, too.
+    assert board | {"images": 2, "cover": ids[1]} in http.get("/api/v1/boards").json()
     assert http.patch(f"/api/v1/boards/{board['id']}", json={"name": "foxes"}).json()["name"] == "foxes"
     assert http.patch("/api/v1/images", json={"ids": ids, "board": "f" * 32}).status_code == 422
     assert http.patch("/api/v1/images", json={"ids": ids, "tags": ["x"]}).status_code == 422
