@@ -85,7 +85,8 @@ export function ImageView({ id, ids, onClose }) {
   const asPreview = () =>
     attempt(() => api.put(`/models/${api.part(image.model)}/preview`, { image: id })).then((done) => done && toast(t("preview_set", { name: image.model })));
 
-  if (!image) return null;
+  // The dialog stays while the next image is loaded, so that keys and focus stay in it.
+  if (!image) return html`<${Dialog} label=${t("loading")} onClose=${onClose} className="image-view"><p class="empty">${t("loading")}</p><//>`;
   const request = image.metadata?.request ?? made ?? {};
   const known = current().models.some((/** @type {any} */ model) => model.name === image.model);
   return html`<${Dialog} label=${t("image_by", { model: image.model || image.program, seed: image.seed ?? "?" })} onClose=${onClose} className="image-view">
