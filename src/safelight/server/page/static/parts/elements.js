@@ -67,13 +67,16 @@ export function Labelled({ label, help, field, children, id, note }) {
 /** A field for a number. `null` is shown as empty. @param {any} props */
 export function NumberField({ label, value, onChange, help, field, min, max, step = "any", placeholder, note, disabled }) {
   const id = useId();
+  // What is being typed stays as it is typed, whatever is drawn again meanwhile.
+  const [typed, setTyped] = useState(/** @type {string | null} */ (null));
   /** @param {any} event */
   const read = (event) => {
     const text = event.currentTarget.value;
-    onChange(text === "" ? null : Number(text));
+    setTyped(text);
+    if (!event.currentTarget.validity.badInput) onChange(text === "" ? null : Number(text));
   };
   return html`<${Labelled} ...${{ label, help, field, id, note }}>
-    <input id=${id} type="number" inputmode="decimal" value=${value ?? ""} ...${{ min, max, step, placeholder, disabled }} onChange=${read} />
+    <input id=${id} type="number" inputmode="decimal" value=${typed ?? value ?? ""} ...${{ min, max, step, placeholder, disabled }} onInput=${read} onBlur=${() => setTyped(null)} />
   <//>`;
 }
 
@@ -83,7 +86,7 @@ export function SliderField({ label, value, onChange, help, field, min, max, ste
   return html`<${Labelled} ...${{ label, help, field, id, note }}>
     <div class="slider">
       <input id=${id} type="range" ...${{ min, max, step, disabled }} value=${value} onInput=${(/** @type {any} */ event) => onChange(Number(event.currentTarget.value))} />
-      <input type="number" aria-label=${label} ...${{ min, max, step, disabled }} value=${value} onChange=${(/** @type {any} */ event) => onChange(Number(event.currentTarget.value))} />
+      <input type="number" aria-label=${label} ...${{ min, max, step, disabled }} value=${value} onInput=${(/** @type {any} */ event) => event.currentTarget.value !== "" && onChange(Number(event.currentTarget.value))} />
     </div>
   <//>`;
 }
