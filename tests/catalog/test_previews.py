@@ -1,4 +1,4 @@
-"""Preview pictures: those that other programs put beside a file, and the one that a user chose."""
+"""Preview pictures: beside a file, as other programs store them, or chosen by a user."""
 
 from __future__ import annotations
 

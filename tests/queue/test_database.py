@@ -82,9 +82,9 @@ def test_images_belong_to_running_jobs(database: Database) -> None:
     assert [i.place for i in images.of_job(job.id)] == [0, 1]
     assert [i.place for i in images.page().images] == [1, 0]
     assert images.get(f"{job.id}-0") == image(job.id)
-    assert images.delete([f"{job.id}-0"]) == [image(job.id)]
-    assert images.delete([f"{job.id}-0"]) == []
-    assert images.get(f"{job.id}-0") is None
+    for _ in range(2):
+        images.delete([f"{job.id}-0"])
+        assert images.get(f"{job.id}-0") is None
     assert images.files() == {f"{job.id}-1.png"}
 
 

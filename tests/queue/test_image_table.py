@@ -143,7 +143,7 @@ def test_the_trash_hides_images_and_gives_them_back(table: ImageTable) -> None:
     assert set(table.trashed_before(time.time() + 1)) == {made(1).id, made(2).id}
     table.change([made(1).id], ImageChange(trashed=False))
     assert ids(table) == [1]
-    assert [image.id for image in table.delete([made(1).id, made(2).id])] == [made(1).id, made(2).id]
+    table.delete([made(1).id, made(2).id])
     assert ids(table) == ids(table, trashed=True) == []
     # Nothing of them is left in the index.
     table.add_imported([made(3)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safelight.catalog import starters
 from safelight.catalog.adapters import Adapters
-from safelight.catalog.cards import Card
+from safelight.catalog.cards import Card, find_card
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.library import Library
 from safelight.catalog.model import Adapter, Model
@@ -27,6 +27,14 @@ class Catalog:
     @classmethod
     def under(cls, root: Path) -> Catalog:
         return cls(Library(root), Adapters(root), Inputs(root))
+
+    def model_card(self, name: str) -> Card:
+        """Return the card of a model. Raises ModelNotFoundError, which lists the nearest names."""
+        return find_card(self.library.cards(), self.library.root, name)
+
+    def adapter_card(self, name: str) -> Card:
+        """Return the card of an adapter. Raises ModelNotFoundError, which lists the nearest names."""
+        return find_card(self.adapters.cards(), self.library.root, name, "adapter")
 
     def cards_with_component(self, digest: str) -> list[Card]:
         """Return the cards of the models and adapters that have a component, by its digest.

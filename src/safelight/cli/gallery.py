@@ -81,4 +81,4 @@ def _report(folder: Path, every: list[ImportedPicture]) -> None:
     if len(refused) > SHOWN:
         typer.echo(f"and {len(refused) - SHOWN} more that were refused (--json names all)")
     if any(one.state == "left out" for one in every):
-        typer.echo("Those that are left out do not say how they were made; --all adds them, too.")
+        typer.echo("The pictures that were left out do not say how they were made. --all adds them, too.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -161,11 +162,15 @@ def place_new(temporary: Path, path: Path) -> None:
 
 def _placed(temporary: Path, folder: Path, stem: str, ending: str) -> Path:
     """Give the finished file the first free name."""
-    number = 1
-    while True:
-        path = folder / (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}")
-        try:
-            place_new(temporary, path)
-            return path
-        except FileExistsError:
-            number += 1
+    for name in numbered_names(stem, ending):
+        with contextlib.suppress(FileExistsError):
+            place_new(temporary, folder / name)
+            return folder / name
+    raise AssertionError
+
+
+def numbered_names(stem: str, ending: str) -> Iterator[str]:
+    """Yield ``STEM`` + ``ENDING``, then the same with the numbers from 2 (``STEM-2.png``)."""
+    yield f"{stem}{ending}"
+    for number in itertools.count(2):
+        yield f"{stem}-{number}{ending}"

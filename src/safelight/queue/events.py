@@ -33,12 +33,6 @@ class Events:
         self._listeners: dict[int, Listener] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._changes = 0
-
-    @property
-    def changes(self) -> int:
-        """The number of changes of jobs and images so far. A reader compares it with an earlier value."""
-        return self._changes
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Add a listener. Returns a function that removes it."""
@@ -56,6 +50,5 @@ class Events:
         """Call every listener with the event."""
         with self._lock:
             listeners = list(self._listeners.values())
-            self._changes += event.kind in ("job", "image", "images", "boards")
         for listener in listeners:
             listener(event)

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import asdict
 from pathlib import PurePosixPath
 
+from safelight.files.disk import numbered_names
 from safelight.queue.image_files import Gallery
 from safelight.queue.stored_image import StoredImage
 
@@ -66,9 +67,7 @@ def _free_name(image: StoredImage, names: set[str]) -> str:
     """Return a name in the archive that no other file has."""
     asked = PurePosixPath(image.file.replace("\\", "/"))
     asked = PurePosixPath("imported", asked.name) if image.imported else asked
-    name, number = asked, 1
-    while str(name) in names:
-        number += 1
-        name = asked.with_name(f"{asked.stem}-{number}{asked.suffix}")
-    names.add(str(name))
-    return str(name)
+    numbered = (str(asked.with_name(name)) for name in numbered_names(asked.stem, asked.suffix))
+    free = next(name for name in numbered if name not in names)
+    names.add(free)
+    return free

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import itertools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from PIL import Image as PILImage
 
 from safelight.file_patterns import DEFAULT
-from safelight.files.disk import flush_to_disk, place_new, temporary_file_in, write_new, write_whole
+from safelight.files.disk import flush_to_disk, numbered_names, place_new, temporary_file_in, write_new, write_whole
 from safelight.logs import Log
 from safelight.pictures.file_format import ENDINGS, LOSSLESS, ImageFormat, encode
 from safelight.pictures.file_names import file_stem
@@ -83,17 +82,18 @@ class Gallery:
         Call :meth:`finish` when the row is there. Never replaces a file: a number is added to the name.
         Raises UnreadableFileError when the folder cannot be written.
         """
+        # The marker comes first, so that the thumbnail is not left, either.
+        self._mark(image_id, "")
         picture = PILImage.frombytes("RGB", (image.width, image.height), image.pixels)
         write_whole(self.thumbnail(image_id), _thumbnail(picture))
         stem = file_stem(image, self._names)
         with temporary_file_in((self._images / stem).parent) as (file, temporary):
             file.write(encode(image))
             flush_to_disk(file, temporary)
-            for number in itertools.count(1):
-                name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
+            for name in numbered_names(stem, ENDINGS["png"]):
                 if (self._images / name).exists():
                     continue
-                write_whole(self._unfinished / image_id, name.encode())
+                self._mark(image_id, name)
                 with contextlib.suppress(FileExistsError):
                     place_new(temporary, self._images / name)
                     return name
@@ -122,8 +122,11 @@ class Gallery:
     def mark(self, images: Iterable[StoredImage]) -> None:
         """Write a marker for each image: its files go at the next start, if its row is gone by then."""
         for image in images:
-            name = "" if image.imported else image.file
-            write_whole(self._unfinished / image.id, name.encode(), wait=False)
+            self._mark(image.id, "" if image.imported else image.file)
+
+    def _mark(self, image_id: str, name: str) -> None:
+        """Write a marker. ``name``: of the image's file; "" if there is none that is ours."""
+        write_whole(self._unfinished / image_id, name.encode(), wait=False)
 
     def remove(self, image: StoredImage) -> None:
         """Remove an image's files and its marker. The file of an imported image stays, because it is not ours.

@@ -73,10 +73,11 @@ class ImageStore:
         return changed
 
     def delete(self, ids: Sequence[str]) -> list[str]:
-        """Delete images and their files for ever. Returns the identifiers of those that existed."""
+        """Delete images and their files permanently. Returns the identifiers of the deleted images."""
+        images = self._database.images.get_all(ids)
         # If the server is killed meanwhile, its next start removes the files of deleted rows.
-        self._gallery.mark(self._database.images.get_all(ids))
-        images = self._database.images.delete(ids)
+        self._gallery.mark(images)
+        self._database.images.delete(ids)
         for image in images:
             self._gallery.remove(image)
         deleted = [image.id for image in images]

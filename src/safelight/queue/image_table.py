@@ -138,7 +138,7 @@ class ImageTable:
         return Facets(**found)
 
     def change(self, ids: Sequence[str], change: ImageChange) -> list[str]:
-        """Change images, all or none. Returns the identifiers of those that exist, in their order.
+        """Change all of these images, or none. Returns the identifiers of the images that exist, in the given order.
 
         Raises InputError if the board does not exist.
         """
@@ -172,17 +172,15 @@ class ImageTable:
         with self._file.writing() as session:
             session.execute(update(ImageRow).where(ImageRow.id == image_id).values(same=same))
 
-    def delete(self, ids: Sequence[str]) -> list[StoredImage]:
-        """Delete the rows of images, not their files. Returns the images that there were."""
-        images = self.get_all(ids)
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete the rows of images, not their files."""
         with self._file.writing() as session:
-            for part in _parts([image.id for image in images]):
+            for part in _parts(ids):
                 numbers = list(session.scalars(select(ImageRow.number).where(ImageRow.id.in_(part))))
                 for table in (ImageTagRow, ImageLoraRow):
                     session.execute(delete(table).where(table.image.in_(numbers)))
                 session.execute(text(f"DELETE FROM image_texts WHERE rowid IN ({','.join(map(str, numbers))})"))
                 session.execute(delete(ImageRow).where(ImageRow.number.in_(numbers)))
-        return images
 
     def trashed_before(self, until: float) -> list[str]:
         """Return the images that were moved to the trash before a time."""

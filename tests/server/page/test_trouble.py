@@ -7,21 +7,27 @@ import signal
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 from support import serving
 
 IMAGES = ".sheet .thumbnail img"
+
+
+def drawing(browser: Browser, server: serving.Server, steps: int) -> Page:
+    """A page that has asked for an image."""
+    page = browser.new_page()
+    page.goto(server.url)
+    page.get_by_label("Prompt", exact=True).fill("red apple")
+    page.get_by_label("Steps", exact=True).fill(str(steps))
+    page.get_by_role("button", name="Generate").click()
+    return page
 
 
 @pytest.mark.full
 def test_a_server_that_stops_and_starts_again(browser: Browser, tmp_path: Path) -> None:
     with serving.serving(tmp_path / "root") as first:
         port = first.url.rsplit(":", 1)[1]
-        page = browser.new_page()
-        page.goto(first.url)
-        page.get_by_label("Prompt", exact=True).fill("red apple")
-        page.get_by_label("Steps", exact=True).fill("150")
-        page.get_by_role("button", name="Generate").click()
+        page = drawing(browser, first, steps=150)
         page.locator(".running").wait_for(timeout=60_000)
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.wait()
@@ -38,11 +44,7 @@ def test_a_server_that_stops_and_starts_again(browser: Browser, tmp_path: Path) 
 @pytest.mark.full
 def test_a_worker_that_dies(browser: Browser, tmp_path: Path) -> None:
     with serving.serving(tmp_path / "root") as server:
-        page = browser.new_page()
-        page.goto(server.url)
-        page.get_by_label("Prompt", exact=True).fill("red apple")
-        page.get_by_label("Steps", exact=True).fill("100")
-        page.get_by_role("button", name="Generate").click()
+        page = drawing(browser, server, steps=100)
         page.locator(".running img").wait_for(timeout=60_000)
         for worker in serving.children(server.process.pid):
             os.kill(worker, signal.SIGKILL)

@@ -72,7 +72,7 @@ class GenerationRoutes:
         model = self._model(override, client)
         sampler, schedule = _sampling(asked, model)
         width, height = (_given(asked, side, model, side) for side in ("width", "height"))
-        # What follows from the size needs it, whoever says it.
+        # Other values follow from the size, so it must be known, also if it is a default.
         sides = {"width": width or model.defaults.get("width"), "height": height or model.defaults.get("height")}
         asked = asked.model_copy(update=sides)
         count = asked.batch_size * asked.n_iter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -11,7 +10,8 @@ from starlette.responses import Response
 
 from safelight.assembly.services import Services
 from safelight.queue.events import Event
-from safelight.server.apis.native_image_fields import HEX, BoardModel, BoardName
+from safelight.queue.stored_image import Board
+from safelight.server.apis.native_image_fields import HEX, BoardName
 from safelight.server.problems import RefusedError, documented, found
 
 BoardId = Annotated[str, InPath(pattern=HEX, description="a board's identifier")]
@@ -30,21 +30,21 @@ class BoardRoutes:
         api.patch("/boards/{board_id}", tags=["images"], responses=documented(404))(self.rename)
         api.delete("/boards/{board_id}", tags=["images"], status_code=204, responses=documented(404))(self.delete)
 
-    def boards(self) -> list[BoardModel]:
+    def boards(self) -> list[Board]:
         """List the boards by name."""
-        return [BoardModel(**asdict(board)) for board in self._table.boards()]
+        return self._table.boards()
 
-    def add(self, asked: BoardName) -> BoardModel:
+    def add(self, asked: BoardName) -> Board:
         """Add a board."""
         board = self._table.add_board(asked.name.strip())
         self._tell()
-        return BoardModel(**asdict(board))
+        return board
 
-    def rename(self, board_id: BoardId, asked: BoardName) -> BoardModel:
+    def rename(self, board_id: BoardId, asked: BoardName) -> Board:
         """Rename a board."""
         board = found(self._table.rename_board(board_id, asked.name.strip()), "board", board_id)
         self._tell()
-        return BoardModel(**asdict(board))
+        return board
 
     def delete(self, board_id: BoardId) -> Response:
         """Delete a board. Its images stay, on no board."""

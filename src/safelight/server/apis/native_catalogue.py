@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import psutil
@@ -10,27 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from safelight.assembly.services import Services
-from safelight.downloads.catalogue import read_catalogue
-
-
-class CatalogueFileModel(BaseModel):
-    """A file, or a whole repository. What no published page says is null. ``cite``: the page that says the rest."""
-
-    name: str
-    title: str
-    kind: str
-    family: str
-    variant: str
-    source: str
-    file: str
-    form: str
-    bytes: int | None
-    gigabytes: float | None
-    sha256: str | None
-    license: str | None
-    gated: bool
-    todo: str
-    cite: str
+from safelight.downloads.catalogue import CatalogueFile, read_catalogue
 
 
 class BundleModel(BaseModel):
@@ -40,7 +19,7 @@ class BundleModel(BaseModel):
     title: str
     family: str
     memory_gb: int
-    files: list[CatalogueFileModel]
+    files: list[CatalogueFile]
 
 
 class CatalogueModel(BaseModel):
@@ -69,7 +48,13 @@ class CatalogueRoutes:
         """List the bundles. ``POST /api/v1/downloads`` takes their names."""
         found = read_catalogue()
         bundles = [
-            BundleModel.model_validate({**asdict(one), "files": [asdict(file) for file in found.find(one.name)]})
+            BundleModel(
+                name=one.name,
+                title=one.title,
+                family=one.family,
+                memory_gb=one.memory_gb,
+                files=found.find(one.name),
+            )
             for one in found.bundles_for(family, memory_gb)
         ]
         return CatalogueModel(

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any, Literal
-
 from fastapi import APIRouter
-from pydantic import BaseModel
 
+from safelight.assembly.examination import ExaminationState
 from safelight.assembly.services import Services
 from safelight.server.problems import documented
-
-
-class Examination(BaseModel):
-    """The last examination.
-
-    ``started``, ``ended``: in seconds since 1970.
-    ``report``: the findings, each with its evidence and what to do; null until it ended.
-    ``problem``: why there is no report.
-    """
-
-    state: Literal["never", "running", "done", "failed"]
-    started: float | None
-    ended: float | None
-    report: dict[str, Any] | None
-    problem: str
 
 
 class DoctorRoutes:
@@ -38,10 +20,10 @@ class DoctorRoutes:
         api.get("/doctor", tags=["server"])(self.last)
         api.post("/doctor", tags=["server"], status_code=202, responses=documented())(self.examine)
 
-    def last(self) -> Examination:
+    def last(self) -> ExaminationState:
         """Return the last examination since the server started."""
-        return Examination(**asdict(self._control.examinations.state))
+        return self._control.examinations.state
 
-    def examine(self) -> Examination:
+    def examine(self) -> ExaminationState:
         """Examine this machine and all its models, as ``safelight doctor`` does. It takes minutes."""
-        return Examination(**asdict(self._control.examinations.start()))
+        return self._control.examinations.start()

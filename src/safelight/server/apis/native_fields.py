@@ -145,7 +145,7 @@ class ModelModel(BaseModel):
     ``bytes``: the size of its weights.
     ``defaults``: what a request gets for fields that it does not name, in place of the family's defaults.
     ``preview``: the path of its preview picture on this server; empty if it has none.
-    ``components``: the digest of each component by its role, also of those that it has from other files.
+    ``components``: the digest of each component, by role. Components from other files count, too.
     ``is_default``: requests that name no model use it.
     """
 

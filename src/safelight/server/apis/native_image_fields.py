@@ -148,25 +148,6 @@ class Changing(Several):
     trashed: bool | None = None
 
 
-class FacetsModel(BaseModel):
-    """How many images each model, LoRA, tag and program has, without those in the trash; the most frequent first."""
-
-    models: dict[str, int]
-    loras: dict[str, int]
-    tags: dict[str, int]
-    programs: dict[str, int]
-
-
-class BoardModel(BaseModel):
-    """A board. ``images``: how many it has, without those in the trash. ``cover``: its newest image, or empty."""
-
-    id: str
-    name: str
-    created: float
-    images: int
-    cover: str
-
-
 class BoardName(BaseModel):
     """The name of a board."""
 

@@ -14,13 +14,12 @@ from safelight.pictures.file_format import ENDINGS, LOSSLESS, ImageFormat, encod
 from safelight.pictures.opening import opened
 from safelight.queue.events import Event
 from safelight.queue.export import export
-from safelight.queue.stored_image import ImageChange, StoredImage
+from safelight.queue.stored_image import Facets, ImageChange, StoredImage
 from safelight.server import bridge
 from safelight.server.apis.native_fields import Checked, ImageId, JobId
 from safelight.server.apis.native_image_fields import (
     Changing,
     Count,
-    FacetsModel,
     Filter,
     IdsModel,
     ImageModel,
@@ -98,15 +97,9 @@ class ImageRoutes:
         """Return what is known about several images, also those in the trash, without their metadata."""
         return [image_model(image, metadata=False) for image in self._table.get_all(asked.ids)]
 
-    def facets(self) -> FacetsModel:
+    def facets(self) -> Facets:
         """Count the images of each model, LoRA, tag and program."""
-        facets = self._table.facets()
-        return FacetsModel(
-            models=dict(facets.models),
-            loras=dict(facets.loras),
-            tags=dict(facets.tags),
-            programs=dict(facets.programs),
-        )
+        return self._table.facets()
 
     def change(self, asked: Changing) -> IdsModel:
         """Star, tag, move to a board, move to the trash or restore images, all or none."""
@@ -172,7 +165,7 @@ class ImageRoutes:
         if image.program != "Safelight":
             problem = f"image {image_id} was made by {image.program}; only its own file ({stored}) can be returned"
             raise RefusedError(422, "invalid_request", problem, "format")
-        _require(path, image_id)
+        require_file(path, image_id)
         with opened(path, ("PNG", "JPEG", "WEBP")) as picture:
             file = encode_picture(picture.convert("RGB"), image.metadata, image_format, quality)
         return Response(file, media_type=f"image/{image_format}", headers={"Cache-Control": IMMUTABLE})
@@ -181,7 +174,7 @@ class ImageRoutes:
         """Return a small WebP picture of the image."""
         image = self._find(image_id)
         if not self._control.gallery.thumbnail(image_id).exists():
-            _require(self._control.gallery.path(image), image_id)
+            require_file(self._control.gallery.path(image), image_id)
         return _send(self._control.gallery.make_thumbnail(image), "image/webp", image_id)
 
     def _find(self, image_id: str) -> StoredImage:
@@ -192,11 +185,12 @@ def _stripped(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple(tag.strip() for tag in tags)
 
 
-def _require(path: Path, image_id: str) -> None:
+def require_file(path: Path, image_id: str) -> None:
+    """Raise RefusedError (404) if the file of an image is gone."""
     if not path.exists():
         raise RefusedError(404, "not_found", f"the file of image {image_id} is gone")
 
 
 def _send(path: Path, media_type: str, image_id: str) -> FileResponse:
-    _require(path, image_id)
+    require_file(path, image_id)
     return FileResponse(path, media_type=media_type, headers={"Cache-Control": IMMUTABLE})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Annotated, Literal
 
@@ -54,12 +53,8 @@ class InputRoutes:
 
     def store(self, asked: InputToStore) -> InputModel:
         """Store a picture. Pictures that no job and no image names are removed after a day."""
-        text = asked.image.partition("base64,")[2] if asked.image.startswith("data:") else asked.image
-        try:
-            data = base64.b64decode(text, validate=True)
-        except ValueError as error:
-            raise RefusedError(422, "invalid_request", f"image: is not base64 ({error})", "image") from error
-        digest = self._inputs.store(asked.field, data)
+        text = asked.image if asked.image.startswith("data:") else f"data:image/png;base64,{asked.image}"
+        digest = self._inputs.store_from_request(asked.field, text, by_path=False)
         width, height = self._inputs.size(digest)
         return InputModel(digest=digest, width=width, height=height)
 

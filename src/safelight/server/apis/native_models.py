@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from safelight.assembly.services import Services
-from safelight.catalog.cards import Card, find_card
+from safelight.catalog.cards import Card
 from safelight.catalog.defaults import set_defaults
 from safelight.errors import IntegrityError, ModelNotFoundError
 from safelight.queue.events import Event
@@ -49,36 +47,35 @@ class ModelRoutes:
 
     def models(self) -> list[ModelModel]:
         """List the models of the library."""
-        cards = self._library.cards()
         default = self._default()
-        return [self._describe_card(card, default) for card in cards]
+        return [self._describe(card, default) for card in self._library.cards()]
 
     async def add(self, adding: Adding) -> ModelModel:
         """Add a checkpoint to the library: identify it, hash it and name it. Its file stays where it is."""
         path = _within(Path(adding.path), self._control.settings.model_folders)
         model = await bridge.long(self._library.add, path, adding.name, adding.prediction_type)
         self._control.events.tell(Event("models", ""))
-        return self._describe(model.name, model.summary())
+        return await bridge.run(self.one_model, model.name)
 
     def one_model(self, name: str) -> ModelModel:
         """Return what is known about a model."""
-        return self._describe_card(self._model_card(name))
+        return self._describe(self._control.catalog.model_card(name), self._default())
 
     def remove_model(self, name: str) -> Response:
         """Forget a model. Its files stay where they are, and can be added again."""
-        self._library.remove(self._model_card(name).name)
+        self._library.remove(self._control.catalog.model_card(name).name)
         self._control.events.tell(Event("models", ""))
         return Response(status_code=204)
 
     def remove_adapter(self, name: str) -> Response:
         """Forget an adapter. Its file stays where it is, and can be added again."""
-        self._control.catalog.adapters.remove(self._adapter_card(name).name)
+        self._control.catalog.adapters.remove(self._control.catalog.adapter_card(name).name)
         self._control.events.tell(Event("models", ""))
         return Response(status_code=204)
 
     def set_defaults(self, name: str, defaults: DefaultsModel) -> ModelModel:
         """Replace what requests get that do not say otherwise. The page, the commands and all APIs use it."""
-        card = self._model_card(name)
+        card = self._control.catalog.model_card(name)
         set_defaults(self._library, card.name, defaults.model_dump(exclude_none=True))
         return self.one_model(card.name)
 
@@ -90,12 +87,6 @@ class ModelRoutes:
             return Verified(ok=False, problem=str(error))
         return Verified(ok=True)
 
-    def _model_card(self, name: str) -> Card:
-        return find_card(self._library.cards(), self._library.root, name)
-
-    def _adapter_card(self, name: str) -> Card:
-        return find_card(self._control.catalog.adapters.cards(), self._library.root, name, "adapter")
-
     def _default(self) -> str:
         """Return the name of the default model; "" if ``default_model`` names none, or the library is empty."""
         try:
@@ -103,19 +94,16 @@ class ModelRoutes:
         except ModelNotFoundError:
             return ""
 
-    def _describe_card(self, card: Card, default: str | None = None) -> ModelModel:
-        """Describe a model. ``default``: the name of the default model, if the caller knows it."""
-        default = self._default() if default is None else default
-        more = {
-            "preview": preview_path("models", card, self._library.root),
-            "components": dict(card.components),
-            "is_default": card.name == default,
-        }
-        return self._describe(card.name, card.summary).model_copy(update=more)
-
-    def _describe(self, name: str, summary: Mapping[str, Any]) -> ModelModel:
-        shown = {key: value for key, value in summary.items() if key != "path"}
-        return ModelModel(**shown, pinned=name in self._control.supervisor.pinned)
+    def _describe(self, card: Card, default: str) -> ModelModel:
+        """Describe a model. ``default``: the name of the default model."""
+        shown = {key: value for key, value in card.summary.items() if key != "path"}
+        return ModelModel(
+            **shown,
+            pinned=card.name in self._control.supervisor.pinned,
+            preview=preview_path("models", card, self._library.root),
+            components=dict(card.components),
+            is_default=card.name == default,
+        )
 
 
 def _within(path: Path, folders: tuple[Path, ...]) -> Path:

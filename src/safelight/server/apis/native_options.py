@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import Field as FieldOf
 
 from safelight.assembly.services import Services
-from safelight.catalog.cards import find_card
 from safelight.errors import RequestError
 from safelight.families.features import FEATURE_REQUESTS, Feature
 from safelight.families.registry import families
@@ -151,10 +150,8 @@ class FieldRoutes:
     def tokens(self, asked: TokensAsked) -> TokensModel:
         """Count the tokens of a prompt."""
         # By the card, because a file that was imported may not have been read yet.
-        library = self._control.library
-        card = (
-            find_card(library.cards(), library.root, asked.model) if asked.model else intake.default_card(self._control)
-        )
+        catalog, default = self._control.catalog, intake.default_card
+        card = catalog.model_card(asked.model) if asked.model else default(self._control)
         family = families().get(card.summary["base"])
         if family is None or Feature.PROMPT_WEIGHTS not in family.features:
             return TokensModel(tokens=None, chunk=0, problem="")

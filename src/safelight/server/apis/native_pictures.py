@@ -18,7 +18,8 @@ from safelight.queue.image_files import READ
 from safelight.resolve.foreign import carry_over
 from safelight.server.apis.base64_pictures import opened
 from safelight.server.apis.native_fields import ImageId
-from safelight.server.problems import RefusedError, documented, found
+from safelight.server.apis.native_images import require_file
+from safelight.server.problems import documented, found
 
 
 class PictureToRead(BaseModel):
@@ -107,8 +108,7 @@ class PictureRoutes:
         """
         image = found(self._control.database.images.get(image_id), "image", image_id)
         path = self._control.gallery.path(image)
-        if not path.exists():
-            raise RefusedError(404, "not_found", f"the file of image {image_id} is gone")
+        require_file(path, image_id)
         with opened_file(path, READ) as picture:
             made = read(picture)
         return None if made is None else self._model(made)

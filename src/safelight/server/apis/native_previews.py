@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from safelight.assembly.services import Services
 from safelight.catalog import previews
-from safelight.catalog.cards import Card, find_card
+from safelight.catalog.cards import Card
 from safelight.queue.events import Event
 from safelight.server.apis.native_fields import PreviewChoice
 from safelight.server.problems import documented, found
@@ -35,33 +35,25 @@ class PreviewRoutes:
         """Add the routes to a router."""
         webp, done = {**WEBP, **documented(404)}, documented(404)
         api.get("/models/{name}/preview", tags=["models"], response_class=Response, responses=webp)(self.of_model)
-        api.put("/models/{name}/preview", tags=["models"], status_code=204, responses=documented(404))(
-            self.set_of_model
-        )
+        api.put("/models/{name}/preview", tags=["models"], status_code=204, responses=done)(self.set_of_model)
         api.get("/adapters/{name}/preview", tags=["models"], response_class=Response, responses=webp)(self.of_adapter)
         api.put("/adapters/{name}/preview", tags=["models"], status_code=204, responses=done)(self.set_of_adapter)
 
     def of_model(self, name: str, if_none_match: Known = "") -> Response:
         """Return the preview picture of a model: the chosen one, or the one beside its file."""
-        return self._send(self._model(name), if_none_match)
+        return self._send(self._control.catalog.model_card(name), if_none_match)
 
     def of_adapter(self, name: str, if_none_match: Known = "") -> Response:
         """Return the preview picture of an adapter: the chosen one, or the one beside its file."""
-        return self._send(self._adapter(name), if_none_match)
+        return self._send(self._control.catalog.adapter_card(name), if_none_match)
 
     def set_of_model(self, name: str, choice: PreviewChoice) -> Response:
         """Set the preview picture of a model."""
-        return self._set(self._model(name), choice)
+        return self._set(self._control.catalog.model_card(name), choice)
 
     def set_of_adapter(self, name: str, choice: PreviewChoice) -> Response:
         """Set the preview picture of an adapter."""
-        return self._set(self._adapter(name), choice)
-
-    def _model(self, name: str) -> Card:
-        return find_card(self._control.library.cards(), self._root, name)
-
-    def _adapter(self, name: str) -> Card:
-        return find_card(self._control.catalog.adapters.cards(), self._root, name, "adapter")
+        return self._set(self._control.catalog.adapter_card(name), choice)
 
     def _send(self, card: Card, known: str) -> Response:
         path = found(previews.find(card, self._root), "preview of", card.name)

@@ -56,6 +56,7 @@ class SettingRoutes:
 
     def __init__(self, control: Services) -> None:
         self._control, self._settings = control, control.settings
+        self._values = control.settings.model_dump(mode="json")
         self._lock = threading.Lock()
 
     def add_to(self, api: APIRouter) -> None:
@@ -97,11 +98,10 @@ class SettingRoutes:
 
     def _describe(self, name: str, stored: Mapping[str, Any]) -> SettingModel:
         details, secret = details_of(name), name in SECRETS
-        value = self._settings.model_dump(mode="json")[name]
         return SettingModel(
             name=name,
             group=details.group,
-            value=None if secret else value,
+            value=None if secret else self._values[name],
             origin=self._control.sources.origins[name],
             stored=None if secret else stored[name],
             changes=stored[name] != self._control.stored_at_start[name],

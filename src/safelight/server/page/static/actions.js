@@ -18,8 +18,8 @@ const CHANGED_AT_ONCE = 1000;
 
 /** Load everything that the page shows, then follow the events. */
 export async function start() {
-  let connected = false;
-  let first = true;
+  /** @type {boolean | null} */
+  let connected = null;
   await loadAll();
   api.listen(
     {
@@ -38,8 +38,7 @@ export async function start() {
     (online) => {
       change({ online });
       // What happened while there was no connection is not told again.
-      if (online && !connected) (first ? loadSheet() : loadAll()).catch(report);
-      if (online) first = false;
+      if (online && !connected) (connected === null ? loadSheet() : loadAll()).catch(report);
       connected = online;
     },
   );

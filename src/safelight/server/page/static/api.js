@@ -20,13 +20,13 @@ export class Refused extends Error {
 export class Unreachable extends Error {}
 
 /**
- * Call a route.
+ * Ask the server. Throws Refused or Unreachable.
  * @param {string} method
  * @param {string} path below /api/v1
  * @param {any} [body] sent as JSON
- * @returns {Promise<any>} the answer's JSON; null if it has none
+ * @returns {Promise<Response>}
  */
-export async function call(method, path, body) {
+async function ask(method, path, body) {
   let answer;
   try {
     answer = await fetch(`/api/v1${path}`, {
@@ -37,9 +37,17 @@ export async function call(method, path, body) {
   } catch (error) {
     throw new Unreachable(String(error));
   }
-  if (!answer.ok) {
-    throw new Refused(answer.status, await answer.json().catch(() => null));
-  }
+  if (!answer.ok) throw new Refused(answer.status, await answer.json().catch(() => null));
+  return answer;
+}
+
+/**
+ * Call a route.
+ * @param {string} method @param {string} path @param {any} [body]
+ * @returns {Promise<any>} the answer's JSON; null if it has none
+ */
+export async function call(method, path, body) {
+  const answer = await ask(method, path, body);
   return answer.status === 204 ? null : answer.json();
 }
 
@@ -67,14 +75,13 @@ export const part = (name) => encodeURIComponent(name);
  * @param {string} path @param {any} body @param {string} name
  */
 export async function download(path, body, name) {
-  const answer = await fetch(`/api/v1${path}`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  });
-  if (!answer.ok) throw new Refused(answer.status, await answer.json().catch(() => null));
+  saveFile(await (await ask("POST", path, body)).blob(), name);
+}
+
+/** Let the browser save a file. @param {Blob} blob @param {string} name */
+export function saveFile(blob, name) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(await answer.blob());
+  link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);

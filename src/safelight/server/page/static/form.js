@@ -13,6 +13,9 @@ const KEY = "safelight.form";
 /** What the page itself adds to the fields of a request. @type {Form} */
 const OWN = { models: [], seedLocked: false, loras: [], controls: [], references: [], image: "", mask: "", outpaint: [] };
 
+/** Fields that only count with an image to start from. */
+const OF_IMAGE = ["strength", "mask", "mask_blur", "mask_padding", "outpaint", "image_cfg"];
+
 /** Fields that the form has no element for: the server fills them in. */
 const NOT_SHOWN = new Set(["model", "vae_digest", "text_encoder_digest", "refiner_digest", "embeddings", "isolate"]);
 
@@ -21,6 +24,18 @@ export function emptyForm() {
   const fields = current().fields.request.filter((/** @type {any} */ field) => !NOT_SHOWN.has(field.name));
   const values = fields.map((/** @type {any} */ field) => [field.name, field.name === "prompt" ? "" : field.default]);
   return { ...Object.fromEntries(values), ...structuredClone(OWN), seed: null };
+}
+
+/** Return a copy of some values without these. @param {Form} values @param {Iterable<string>} names @returns {Form} */
+export function without(values, names) {
+  const left = new Set(names);
+  return Object.fromEntries(Object.entries(values).filter(([name]) => !left.has(name)));
+}
+
+/** Return the values that differ from those of an empty form. @param {Form} values @returns {Form} */
+export function changed(values) {
+  const empty = emptyForm();
+  return Object.fromEntries(Object.entries(values).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(empty[name])));
 }
 
 /** How many elements show each field now. @type {Map<string, number>} */
@@ -76,7 +91,7 @@ export function chosenVariants(state) {
 }
 
 /**
- * Say why a field cannot be used with the chosen models; "" if it can.
+ * Say why a field cannot be used with the chosen models; null if it can.
  * @param {Record<string, any>} state
  * @param {string} name
  * @returns {{model: string, feature: string} | null}
@@ -96,15 +111,10 @@ export function refusal(state, name) {
  * @param {Form} [more] values that replace those of the form
  */
 export function requests(state, more = {}) {
-  const { models, seedLocked, ...form } = { ...state.form, ...more };
-  const defaults = emptyForm();
-  const fields = Object.fromEntries(
-    Object.entries(form).filter(
-      ([name, value]) => name === "prompt" || JSON.stringify(value) !== JSON.stringify(defaults[name]),
-    ),
-  );
-  void seedLocked;
-  if (!fields.image) for (const name of ["strength", "mask", "mask_blur", "mask_padding", "outpaint", "image_cfg"]) delete fields[name];
+  const { models, prompt, ...values } = { ...state.form, ...more };
+  /** @type {Form} */
+  const fields = { ...changed(without(values, ["seedLocked"])), prompt };
+  if (!fields.image) for (const name of OF_IMAGE) delete fields[name];
   if (!fields.refiner) delete fields.refiner_start;
   return models.map((/** @type {string} */ model) => ({ ...fields, model }));
 }
@@ -126,7 +136,6 @@ export function fillForm(request) {
   form.models = names.includes(request.model) ? [request.model] : [];
   if (!form.models.length && request.model) missing.push(request.model);
   form.seedLocked = true;
-  change({ form, problem: null });
-  localStorage.setItem(KEY, JSON.stringify(form));
+  setForm(form);
   return missing;
 }

@@ -3,7 +3,7 @@
 
 import * as api from "../api.js";
 import { attempt, make, report, toast } from "../actions.js";
-import { chosenVariants, emptyForm, fillForm, refusal, setForm, showField } from "../form.js";
+import { changed, chosenVariants, emptyForm, fillForm, refusal, setForm, showField, without } from "../form.js";
 import { html, useEffect, useState } from "../lib/htm-preact.js";
 import { current, useStore } from "../store.js";
 import { t } from "../strings.js";
@@ -22,6 +22,12 @@ const ASPECTS = [
 ];
 
 const WEIGHT_KINDS_LEFT_OUT = new Set(["vae", "controlnet", "textual_inversion", "text_encoder"]);
+
+/** The parts of the state that the form shows. Progress and events of others do not draw the form again. */
+function useShown() {
+  for (const name of ["form", "models", "adapters", "families"]) useStore((state) => state[name]);
+  return current();
+}
 
 /** The declaration of a field. @param {string} name */
 const declared = (name) => current().fields.request.find((/** @type {any} */ field) => field.name === name);
@@ -42,7 +48,7 @@ function common(name, state) {
 
 /** A field for a number, with the bounds that its declaration has. @param {{name: string, placeholder?: string, step?: any}} props */
 function Value({ name, placeholder, step }) {
-  const state = useStore((now) => now);
+  const state = useShown();
   const field = declared(name);
   return html`<${NumberField}
     ...${common(name, state)}
@@ -57,7 +63,7 @@ function Value({ name, placeholder, step }) {
 
 /** @param {{name: string, step?: number}} props */
 function Slide({ name, step = 0.05 }) {
-  const state = useStore((now) => now);
+  const state = useShown();
   const field = declared(name);
   return html`<${SliderField}
     ...${common(name, state)}
@@ -71,7 +77,7 @@ function Slide({ name, step = 0.05 }) {
 
 /** @param {{name: string, options?: [string, string][]}} props */
 function Choice({ name, options }) {
-  const state = useStore((now) => now);
+  const state = useShown();
   const field = declared(name);
   const given = options ?? field.choices.map((/** @type {string} */ one) => [one, one || t("none")]);
   const own = field.optional ? [["", t("models_own")]] : [];
@@ -85,7 +91,7 @@ function Choice({ name, options }) {
 
 /** Width and height, and common shapes. */
 function Size() {
-  const state = useStore((now) => now);
+  const state = useShown();
   const [first] = chosenVariants(state);
   const side = first?.model.defaults.width ?? first?.model.resolution ?? 512;
   const multiple = Math.max(8, ...chosenVariants(state).map(({ family }) => family?.multiple ?? 8));
@@ -128,7 +134,7 @@ function Seed() {
 
 /** The LoRAs of the request, each with its strength and trigger words. */
 function Loras() {
-  const state = useStore((now) => now);
+  const state = useShown();
   const bases = new Set(chosenVariants(state).map(({ model }) => model.base));
   const usable = state.adapters.filter((/** @type {any} */ one) => !WEIGHT_KINDS_LEFT_OUT.has(one.kind));
   if (!usable.length) return null;
@@ -177,7 +183,7 @@ export function FormPicture({ label, digest, field, onChange }) {
 
 /** Image to image, inpainting, reference images. */
 function FromPicture() {
-  const state = useStore((now) => now);
+  const state = useShown();
   const { form } = state;
   const most = Math.max(0, ...chosenVariants(state).map(({ variant }) => variant?.most_references ?? 0));
   const needs = chosenVariants(state).flatMap(({ variant }) => variant?.needs ?? []);
@@ -201,7 +207,7 @@ function FromPicture() {
 
 /** ControlNets, each with its picture. */
 function Controls() {
-  const state = useStore((now) => now);
+  const state = useShown();
   const nets = state.adapters.filter((/** @type {any} */ one) => one.kind === "controlnet");
   const { controls } = state.form;
   if (!nets.length && !controls.length) return null;
@@ -242,6 +248,8 @@ function Controls() {
   <//>`;
 }
 
+const NOT_IN_PRESETS = ["models", "seedLocked", "prompt", "seed", "image", "mask", "controls", "references"];
+
 /** Presets: fields that people save under a name. */
 function Presets() {
   const presets = useStore((state) => state.presets);
@@ -250,17 +258,12 @@ function Presets() {
   /** @param {any} event */
   const save = async (event) => {
     event.preventDefault();
-    const { models, seedLocked, prompt, seed, image, mask, controls, references, ...fields } = current().form;
-    void [models, seedLocked, prompt, seed, image, mask, controls, references];
-    const defaults = emptyForm();
-    const changed = Object.fromEntries(Object.entries(fields).filter(([one, value]) => JSON.stringify(value) !== JSON.stringify(defaults[one])));
-    if (await attempt(() => api.put(`/presets/${api.part(name.trim())}`, { fields: changed }))) setNaming(false);
+    const fields = changed(without(current().form, NOT_IN_PRESETS));
+    if (await attempt(() => api.put(`/presets/${api.part(name.trim())}`, { fields }))) setNaming(false);
   };
   /** @param {string} chosen */
   const use = (chosen) => {
-    const form = emptyForm();
-    const { models, seedLocked, prompt, seed, image, mask, controls, references } = current().form;
-    setForm({ ...form, models, seedLocked, prompt, seed, image, mask, controls, references, ...presets[chosen].fields });
+    setForm({ ...without(emptyForm(), NOT_IN_PRESETS), ...presets[chosen].fields });
   };
   const options = Object.keys(presets).map((one) => [one, one]);
   return html`<div class="row presets">
@@ -295,7 +298,8 @@ export async function readPicture(file) {
 }
 
 export function GenerationForm() {
-  const state = useStore((now) => now);
+  const state = useShown();
+  const online = useStore((now) => now.online);
   const { form } = state;
   const others = state.models.map((/** @type {any} */ model) => [model.name, model.name]);
   const vaes = state.adapters.filter((/** @type {any} */ one) => one.kind === "vae").map((/** @type {any} */ one) => [one.name, one.name]);
@@ -311,7 +315,7 @@ export function GenerationForm() {
     <${NegativePrompt} />
     <${ModelPicker} />
     <div class="make">
-      <button class="primary" disabled=${!state.online}><${Icon} name="plus" /> ${t("make")}</button>
+      <button class="primary" disabled=${!online}><${Icon} name="plus" /> ${t("make")}</button>
       <${Cost} />
     </div>
     <${Size} />
@@ -346,7 +350,7 @@ export function GenerationForm() {
 
 /** The negative prompt, if a chosen model reads one. */
 function NegativePrompt() {
-  const state = useStore((now) => now);
+  const state = useShown();
   const refused = refusal(state, "negative");
   if (refused && !state.form.negative) return html`<p class="note">${t("no_negative", { model: refused.model })}</p>`;
   return html`<${Prompt} field="negative" label=${t("field_negative")} rows=${1} value=${state.form.negative} onChange=${(/** @type {string} */ negative) => setForm({ negative })} onMake=${make} />`;
@@ -378,8 +382,8 @@ function scheduleOptions(state) {
 
 /** What the request costs: measured on this machine's earlier images of the same model, and whether it must switch. */
 function Cost() {
-  const state = useStore((now) => now);
-  const { form, jobs } = state;
+  const { form } = useShown();
+  const jobs = useStore((state) => state.jobs);
   const seconds = form.models.map((/** @type {string} */ name) => {
     const done = Object.values(jobs).filter((/** @type {any} */ job) => job.model === name && job.state === "done" && job.started && job.images);
     if (!done.length) return null;

@@ -7,34 +7,21 @@ import { useStore } from "../store.js";
 import { size, t } from "../strings.js";
 import { Icon, IconButton } from "./elements.js";
 
-/**
- * How much of a model is in memory.
- * @param {any} model @param {any} memory the worker's last report
- * @returns {{state: "whole" | "part" | "none", share: number}}
- */
+/** @typedef {"whole" | "part" | "none"} Residence */
+
+/** How much of a model is in memory. @param {any} model @param {any} memory the worker's last report @returns {Residence} */
 export function residence(model, memory) {
+  /** @type {any[]} */
+  const resident = Object.values(memory?.places ?? {}).flatMap((/** @type {any} */ place) => place.resident);
   const components = Object.entries(model.components ?? {});
-  if (!components.length || !memory?.places) return { state: "none", share: 0 };
-  let bytes = 0;
-  let total = 0;
-  for (const [role, digest] of components) {
-    // The device's memory counts where there is one; else the host's.
-    const all = Object.values(memory.places).flatMap((/** @type {any} */ place) => place.resident);
-    const held = all.filter((/** @type {any} */ one) => {
+  const held = components.map(([role, digest]) =>
+    resident.filter((one) => {
       const [name, start] = one.component.split(" ");
       return name === role && String(digest).startsWith(start);
-    });
-    bytes += Math.max(0, ...held.map((/** @type {any} */ one) => one.nbytes));
-    total += Math.max(0, ...held.map((/** @type {any} */ one) => one.total));
-    if (!held.length) total += 1;
-  }
-  const share = total ? bytes / total : 0;
-  const every = components.every(([role, digest]) =>
-    Object.values(memory.places).some((/** @type {any} */ place) =>
-      place.resident.some((/** @type {any} */ one) => one.component.startsWith(`${role} `) && String(digest).startsWith(one.component.split(" ")[1]) && one.nbytes >= one.total),
-    ),
+    }),
   );
-  return { state: every ? "whole" : bytes ? "part" : "none", share };
+  if (components.length && held.every((found) => found.some((one) => one.nbytes >= one.total))) return "whole";
+  return held.some((found) => found.length) ? "part" : "none";
 }
 
 /** The picture of a model, or its initials. @param {{model: any}} props */
@@ -76,7 +63,7 @@ export function ModelPicker() {
         const model = models.find((/** @type {any} */ one) => one.name === name);
         return html`<span class="chip" key=${name}>
           ${model && html`<${ModelPicture} model=${model} />`}
-          <span class="chip-text">${name}<small>${model ? `${model.base} · ${where(residence(model, memory).state)}` : t("not_in_library")}</small></span>
+          <span class="chip-text">${name}<small>${model ? `${model.base} · ${where(residence(model, memory))}` : t("not_in_library")}</small></span>
           <${IconButton} icon="close" label=${t("remove_named", { name })} onClick=${() => toggle(name)} />
         </span>`;
       })}
@@ -100,7 +87,7 @@ export function ModelPicker() {
               }}>
             <${ModelPicture} model=${model} />
             <span class="model-text">${model.name}<small>${[model.base, model.variant, size(model.bytes)].filter(Boolean).join(" · ")}</small></span>
-            <span class="where" data-where=${now.state}>${where(now.state)}</span>
+            <span class="where" data-where=${now}>${where(now)}</span>
           </li>`;
         })}
       </ul>
@@ -109,5 +96,5 @@ export function ModelPicker() {
   </div>`;
 }
 
-/** @param {"whole" | "part" | "none"} state */
+/** @param {Residence} state */
 export const where = (state) => t(`where_${state}`);

@@ -112,12 +112,7 @@ function Editor() {
     if (shown && !candidates.some((/** @type {any} */ one) => one.id === shown.id)) setShown(null);
   }, [candidates.length]);
 
-  const save = async () => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(await exported());
-    link.download = "canvas.png";
-    link.click();
-  };
+  const save = () => attempt(async () => api.saveFile(await exported(), "canvas.png"));
   return html`<div class="canvas-view">
     <div class="tools" role="toolbar" aria-label=${t("tools")}>
       <div role="group" aria-label=${t("tools")} class="row">

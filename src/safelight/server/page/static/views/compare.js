@@ -3,6 +3,7 @@
 
 import * as api from "../api.js";
 import { attempt, makeGrid } from "../actions.js";
+import { setForm } from "../form.js";
 import { html, useEffect, useMemo, useRef, useState } from "../lib/htm-preact.js";
 import { NumberField, SelectField } from "../parts/elements.js";
 import { Thumbnail } from "../parts/image.js";
@@ -124,7 +125,7 @@ function ModelsTimesSeeds() {
   return html`<section class="card">
     <h2>${t("models_times_seeds")}</h2>
     <div class="row">
-      <${SelectField} choose=${true} label=${t("add_model")} value="" options=${[["", t("choose")], ...models.filter((/** @type {any} */ one) => !form.models.includes(one.name)).map((/** @type {any} */ one) => [one.name, one.name])]} onChange=${(/** @type {string} */ name) => name && import("../form.js").then(({ setForm }) => setForm({ models: [...form.models, name] }))} />
+      <${SelectField} choose=${true} label=${t("add_model")} value="" options=${[["", t("choose")], ...models.filter((/** @type {any} */ one) => !form.models.includes(one.name)).map((/** @type {any} */ one) => [one.name, one.name])]} onChange=${(/** @type {string} */ name) => name && setForm({ models: [...form.models, name] })} />
       <${NumberField} label=${t("seeds_count")} value=${seeds} min=${1} max=${20} step=${1} onChange=${(/** @type {number | null} */ value) => setSeeds(Math.min(20, value ?? 1))} />
       <${NumberField} label=${t("first_seed")} value=${first} min=${0} step=${1} placeholder=${t("any_seed")} onChange=${setFirst} />
       <button type="button" class="primary" onClick=${start} disabled=${!form.models.length}>${t("make")}</button>

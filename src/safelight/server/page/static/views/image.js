@@ -118,7 +118,7 @@ export function ImageView({ id, ids, onClose }) {
           : html`<button type="button" onClick=${removeImage}><${Icon} name="trash" /> ${t("remove")}</button>`}
       </div>
       ${image.marks.length > 0 && html`<p class="problem">${t("suspicious")}: ${image.marks.join("; ")}</p>`}
-      ${(image.metadata?.repairs ?? []).length > 0 && html`<p class="note">${t("repaired")}: ${image.metadata.repairs.map((/** @type {any} */ one) => `${one.problem ?? one.what ?? ""} ${one.remedy ?? ""}`).join("; ")}</p>`}
+      ${(image.metadata?.repairs ?? []).length > 0 && html`<p class="note">${t("repaired")}: ${image.metadata.repairs.map((/** @type {any} */ one) => `${one.wrong} (${one.helped})`).join("; ")}</p>`}
       ${image.program === "Safelight" && html`<p>
         <button type="button" onClick=${verify} disabled=${checking}>${checking ? t("checking") : t("same_ask")}</button>
         <span role="status" class=${image.same === false ? "problem" : "note"}> ${image.same === true ? t("same_yes") : image.same === false ? t("same_no") : ""}</span>

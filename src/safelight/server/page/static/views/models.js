@@ -34,7 +34,7 @@ export function Models() {
           return html`<li key=${model.name}><a class="model-card" href=${`/models/${api.part(model.name)}`} aria-current=${item === model.name ? "true" : undefined}>
             <${ModelPicture} model=${model} />
             <span class="model-text">${model.name}<small>${[model.base, model.variant, model.dtype, size(model.bytes)].filter(Boolean).join(" · ")}</small>
-              <span class="where" data-where=${now.state}>${where(now.state)}${model.pinned ? ` · ${t("pinned")}` : ""}</span></span>
+              <span class="where" data-where=${now}>${where(now)}${model.pinned ? ` · ${t("pinned")}` : ""}</span></span>
           </a></li>`;
         })}
       </ul>
@@ -166,7 +166,7 @@ function ModelView({ model, onClose }) {
   });
   return html`<${Dialog} label=${model.name} onClose=${onClose} className="model-view">
     <div class="row"><${ModelPicture} model=${model} /><div><h2>${model.name}</h2><p class="note">${[model.base, model.variant, model.prediction_type, model.dtype, size(model.bytes)].filter(Boolean).join(" · ")}</p></div></div>
-    <p><span class="where" data-where=${now.state}>${where(now.state)}</span></p>
+    <p><span class="where" data-where=${now}>${where(now)}</span></p>
     <div class="row">
       <button type="button" class="primary" onClick=${() => (setForm({ models: [model.name] }), go("/"))}>${t("use_model")}</button>
       <button type="button" onClick=${() => ask("load")}>${t("load")}</button>
