@@ -78,7 +78,7 @@ parity: $(STAMP) ## the tests that compare with other programs, as a page
 docs: ## the documentation as a site that can be searched, in build/site
 	python3 -m venv build/docs-venv
 	build/docs-venv/bin/python -m pip install -q -r tools/docs-requirements.txt
-	build/docs-venv/bin/python -m mkdocs build -q -f mkdocs.yml
+	build/docs-venv/bin/python -m mkdocs build -f mkdocs.yml
 
 page: $(STAMP) ## the types of the page's scripts, and all its tests in a browser
 	$(PY) tools/check_page.py

@@ -20,8 +20,12 @@ from safelight.cli.main import app
 
 HOME = Path(__file__).parents[1]
 DOCUMENTS = [HOME / "README.md", HOME / "CONTRIBUTING.md", *sorted((HOME / "docs").glob("*.md"))]
-PAGES = [*DOCUMENTS, HOME / "starter/README.md", *sorted((HOME / "starter/cards").glob("*.md"))]
+CHINESE = {HOME / "README.zh.md": HOME / "README.md"} | {
+    page: HOME / "docs" / page.name for page in sorted((HOME / "docs/zh").glob("*.md"))
+}
+"""The pages in Chinese, and the page that each one translates."""
 
+PAGES = [*DOCUMENTS, *CHINESE, HOME / "starter/README.md", *sorted((HOME / "starter/cards").glob("*.md"))]
 
 ONLY_PARSED = {
     "serve": "it runs until someone stops it; tests/server starts it",
@@ -90,7 +94,7 @@ def test_a_command_of_a_block_is_one_that_the_parser_takes(page: Path, parser: A
             assert program in OTHER_PROGRAMS, program
 
 
-@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*DOCUMENTS, *CHINESE], ids=lambda page: page.name)
 def test_a_command_in_the_text_has_a_name_and_options_that_exist(page: Path, parser: Any) -> None:
     """Such a command may lack its arguments."""
     for words in mentions(page, "make"):
@@ -205,6 +209,18 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: page.name)
+def test_a_translation_has_the_blocks_headings_and_tables_of_its_page(page: Path) -> None:
+    """What is added to the one, or taken out of it, is missing in the other until somebody translates it."""
+    assert outline(page) == outline(CHINESE[page])
+
+
+def outline(page: Path) -> list[str]:
+    """The blocks of code of a page, the marks of its headings and table rows, and its pictures, in their order."""
+    marks = r"^```.*?^```|^#+(?= )|^\|(?:[- ]+\|)*|^!(?=\[)"
+    return re.findall(marks, page.read_text(), re.DOTALL | re.MULTILINE)
+
+
 def test_tests_that_the_documents_name_are_there() -> None:
     text = (HOME / "docs/corruption.md").read_text()
     every = "".join(path.read_text() for path in (HOME / "tests").rglob("*.py"))
@@ -221,7 +237,8 @@ def test_no_place_is_left_to_be_filled_in(page: Path) -> None:
 
 def test_the_site_has_every_document() -> None:
     nav = set(re.findall(r"[\w/-]+\.md", (HOME / "mkdocs.yml").read_text()))
-    assert nav == {str(page.relative_to(HOME / "docs")) for page in (HOME / "docs").rglob("*.md")} | {"index.md"}
+    in_docs = {str(page.relative_to(HOME / "docs")) for page in (HOME / "docs").rglob("*.md")}
+    assert nav == in_docs | {"index.md", "zh/index.md"}  # tools/docs_site.py makes these two
 
 
 @pytest.mark.full
@@ -229,11 +246,13 @@ def test_the_site_is_built(tmp_path: Path) -> None:
     """It installs what it needs, and every link within it leads somewhere."""
     folder = tmp_path / "clone"
     shutil.copytree(HOME / "docs", folder / "docs")
-    for name in ("README.md", "Makefile", "mkdocs.yml"):
+    for name in ("README.md", "README.zh.md", "Makefile", "mkdocs.yml"):
         shutil.copy(HOME / name, folder / name)
     shutil.copytree(HOME / "tools", folder / "tools")
     done = subprocess.run(["make", "docs"], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Safelight" in (folder / "build/site/index.html").read_text()
+    assert "整天切换" in (folder / "build/site/zh/index.html").read_text()
     assert (folder / "build/site/zh/tutorial.html").exists()
-    assert not re.search(r'src="https?://', (folder / "build/site/index.html").read_text())
+    for page in ("index.html", "zh/index.html"):
+        assert not re.search(r'src="https?://', (folder / "build/site" / page).read_text())

@@ -43,22 +43,26 @@ def test_each_family_says_what_its_variants_refuse(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "model", "tokens"),
+    ("prompt", "model", "counted"),
     [
-        ("", "", 0),
-        ("red apple", "starter-noto", 2),
-        ("(red:1.2) apple <lora:ink:1>", "starter-noto", 2),
-        (", ".join(["apple"] * 50), "starter-noto", 99),
-        ("red apple", "starter-flux", None),
+        ("", "", {"CLIP": (0, 0, 75)}),
+        ("red apple", "starter-noto", {"CLIP": (2, 0, 75)}),
+        ("(red:1.2) apple <lora:ink:1>", "starter-noto", {"CLIP": (2, 0, 75)}),
+        (", ".join(["apple"] * 50), "starter-noto", {"CLIP": (99, 0, 75)}),
+        ("red apple", "starter-flux", {"CLIP": (2, 75, 0), "T5 1.1": (2, 511, 0)}),
     ],
 )
-def test_tokens_are_counted(prompt: str, model: str, tokens: int | None, http: httpx.Client) -> None:
-    assert http.post("/api/v1/tokens", json={"prompt": prompt, "model": model}).json()["tokens"] == tokens
+def test_tokens_are_counted(
+    prompt: str, model: str, counted: dict[str, tuple[int, int, int]], http: httpx.Client
+) -> None:
+    found = http.post("/api/v1/tokens", json={"prompt": prompt, "model": model}).json()
+    assert found["problem"] == ""
+    assert {one["name"]: (one["tokens"], one["most"], one["chunk"]) for one in found["encoders"]} == counted
 
 
 def test_what_is_wrong_with_a_prompt_is_said(http: httpx.Client) -> None:
     found = http.post("/api/v1/tokens", json={"prompt": "<lora:ink:x>", "model": "starter-noto"}).json()
-    assert found["tokens"] is None
+    assert found["encoders"] == []
     assert found["problem"]
     assert http.post("/api/v1/tokens", json={"prompt": "x", "model": "nobody"}).status_code == 404
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from safelight.assembly.examination import Examinations
+from safelight.assembly.command_run import CommandRun
 from safelight.assembly.isolated import open_isolated_runner
 from safelight.assembly.library import open_library
 from safelight.assembly.programs import WORKER
@@ -27,6 +27,7 @@ from safelight.queue.events import Event, Events
 from safelight.queue.image_files import Gallery
 from safelight.queue.image_store import ImageStore
 from safelight.queue.order import OvertakeLimits
+from safelight.queue.timings import Timings
 from safelight.request.job import Job
 from safelight.request.schema import Request
 from safelight.resolve.contents import find_model
@@ -68,7 +69,9 @@ class Services:
     isolated_runner: IsolatedRunner
     downloads: Downloads
     watcher: FolderWatcher
-    examinations: Examinations
+    doctor: CommandRun
+    compacting: CommandRun
+    timings: Timings
     lock: FileLock
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -95,7 +98,8 @@ class Services:
         self.stopping.set()
         self.watcher.stop()
         self.downloads.stop()
-        self.examinations.stop()
+        self.doctor.stop()
+        self.compacting.stop()
         self.fresh_processes.close()
         self.dispatcher.stop(self.settings.shutdown_seconds)
         self.supervisor.close()
@@ -126,6 +130,7 @@ def open_services(settings: Settings, sources: LoadedSettings | None = None) -> 
     def resolve_again(request: Request, digest: str) -> Job:
         return resolve(request, catalog, by_path=False, model=find_model(request.model, digest, library))
 
+    timings = Timings(settings.root / "timings.json")
     dispatcher = Dispatcher(
         database,
         images,
@@ -135,6 +140,7 @@ def open_services(settings: Settings, sources: LoadedSettings | None = None) -> 
         overtake_limits,
         settings.max_queue_size,
         resolve_again,
+        timings,
         settings.idle_unload_seconds,
     )
     fresh_processes = FreshProcesses(WORKER, settings, catalog)
@@ -154,7 +160,9 @@ def open_services(settings: Settings, sources: LoadedSettings | None = None) -> 
         isolated_runner,
         _open_downloads(settings, library, events),
         _open_watcher(settings, catalog, events),
-        Examinations(settings.root, lambda: events.tell(Event("doctor", ""))),
+        CommandRun(settings.root, lambda: events.tell(Event("doctor", ""))),
+        CommandRun(settings.root, lambda: _tell_compacting(events)),
+        timings,
         lock,
     )
 
@@ -180,6 +188,12 @@ def _open_downloads(settings: Settings, library: Library, events: Events) -> Dow
 
     folder = settings.download_folder or settings.root / "downloads"
     return Downloads(settings.root, folder, library, settings.download_hosts, tell)
+
+
+def _tell_compacting(events: Events) -> None:
+    # When it ends, the library has a new model.
+    for kind in ("compacting", "models"):
+        events.tell(Event(kind, ""))
 
 
 def _open_watcher(settings: Settings, catalog: Catalog, events: Events) -> FolderWatcher:

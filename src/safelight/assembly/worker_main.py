@@ -94,6 +94,9 @@ class Worker:
         engine = self._engine
         if call.command == "memory":
             return engine.memory()
+        if call.command == "fits":
+            assert call.request is not None
+            return engine.fits(call.request, engine.library.find(call.model))
         if call.command == "prefetch":
             return engine.loaded.prefetch(call.model)
         match call.command:

@@ -10,7 +10,6 @@ import base64
 import io
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from PIL import Image as PILImage
 
 from safelight.catalog.model import Model
 from safelight.devices import measurements
+from safelight.diagnostics.canary_file import Canary, canaries_path, read_canaries
 from safelight.diagnostics.image_difference import Difference, difference
 from safelight.errors import CanaryError
 from safelight.families.family import Family
@@ -38,27 +38,6 @@ known to break. A canary has 264 by 264 pixels for Stable Diffusion, and 528 by 
 STEPS = 2
 PROMPT = "a red apple on a white table, photograph"
 SEED = 20_240_229
-
-
-@dataclass(frozen=True, slots=True)
-class Canary:
-    """A stored canary.
-
-    ``pixels_sha256``: SHA-256 of its pixels (hex).
-    ``run``: its run settings.
-    ``png``: the image as a PNG in base64, to measure differences.
-    ``made``: when it was made, in seconds since 1970.
-    """
-
-    pixels_sha256: str
-    run: Mapping[str, Any]
-    png: str
-    made: float
-
-    def pixels(self) -> np.ndarray[Any, Any]:
-        """Return the pixels, uint8 (h, w, 3)."""
-        with PILImage.open(io.BytesIO(base64.b64decode(self.png))) as image:
-            return np.asarray(image.convert("RGB"))
 
 
 def has_canary(model: Model) -> bool:
@@ -87,7 +66,7 @@ class Canaries:
     """The canaries under ``root``. ``fresh``: makes an image in a new process, from a request and a model's digest."""
 
     def __init__(self, root: Path, fresh: Callable[[Request, str], Image]) -> None:
-        self._folder = root / "canaries"
+        self._root = root
         self._fresh = fresh
 
     def known(self, model: Model, settings: Mapping[str, Any]) -> Canary | None:
@@ -96,9 +75,7 @@ class Canaries:
 
     def history(self, model: Model) -> list[Canary]:
         """Return all canaries of a model, of any run settings and versions, the newest last."""
-        values = measurements.read(self._path(model), "canaries")
-        found = [Canary(**value) for value in values.values()]
-        return sorted(found, key=lambda canary: canary.made)
+        return read_canaries(self._root, model.digest)
 
     def keep(self, model: Model, image: Image) -> Canary:
         """Store an image as the canary of its run settings."""
@@ -128,7 +105,7 @@ class Canaries:
         return difference(known.pixels(), pixels_of(image))
 
     def _path(self, model: Model) -> Path:
-        return self._folder / f"{model.digest[:32]}.json"
+        return canaries_path(self._root, model.digest)
 
 
 def after_switch(canaries: Canaries, image_repairer: ImageRepairer) -> Callable[[Model, Resources], None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from safelight.families.tables import Shapes, TensorRow, TensorSource
@@ -113,6 +113,8 @@ class Component:
     ``is_unread``: says whether the family never reads a tensor, by its name in the module. None if it reads all.
     ``overflows_in_fp16``: it computes in fp32 where the others compute in fp16.
     ``tokenizer``: of a text encoder; None for others.
+    ``most_tokens``: how many tokens of a prompt a text encoder reads; the rest is cut off. 0 if it reads all.
+    ``most_tokens_of``: the same for some variants.
     ``variants``: the variants whose checkpoints have it; empty for all.
     ``within``: the role of the component whose folder and files also have this one's tensors; "" for files of its own.
     ``found_in``: which files have it, for the error of a checkpoint without it; "" if its role says that.
@@ -132,6 +134,8 @@ class Component:
     is_unread: Callable[[str], bool] | None = None
     overflows_in_fp16: bool = False
     tokenizer: TokenizerFile | None = None
+    most_tokens: int = 0
+    most_tokens_of: Mapping[str, int] = field(default_factory=dict[str, int])
     variants: frozenset[str] = frozenset()
     within: str = ""
     found_in: str = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mimetypes
+from pathlib import Path
 from typing import Any
 
 from safelight.queue.database import Database
@@ -71,6 +73,8 @@ def image_to_dict(image: StoredImage) -> dict[str, Any]:
         "same": image.same,
         "marks": [str(mark) for mark in image.metadata.get("marks", ())],
         "metadata": dict(image.metadata),
+        "file_name": Path(image.file).name,
+        "mime": mimetypes.guess_type(image.file)[0] or "application/octet-stream",
         "url": f"/api/v1/images/{image.id}/file",
         "thumbnail": f"/api/v1/images/{image.id}/thumbnail",
     }

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal[
-    "job", "progress", "image", "images", "boards", "presets", "memory", "worker", "download", "models", "doctor"
+    "job",
+    "progress",
+    "image",
+    "images",
+    "boards",
+    "presets",
+    "memory",
+    "worker",
+    "download",
+    "models",
+    "doctor",
+    "compacting",
 ]
 
 

@@ -9,10 +9,11 @@ from safelight.catalog import paths
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.model import Model
 from safelight.errors import ModelNotFoundError, RequestError
+from safelight.families.family import Family
 from safelight.request.adapters import Control
 from safelight.request.assumed import USUAL_SAMPLER
 from safelight.request.job import ComponentReference, Job, ModelReference
-from safelight.request.model_defaults import OWN_VAE, fill_in
+from safelight.request.model_defaults import OWN_VAE, ModelDefaults, fill_in
 from safelight.request.prompts import loras, tags
 from safelight.request.schema import Request
 from safelight.resolve import inversions, parts
@@ -93,9 +94,17 @@ def with_defaults(request: Request, model: Model) -> Request:
 
     The user's defaults take precedence over the family's.
     """
-    own = {name: value for name, value in model.defaults.items() if name not in ("width", "height", "vae")}
+    return with_defaults_of(request, model.defaults, model.family, model.variant)
+
+
+def with_defaults_of(request: Request, user: ModelDefaults, found: Family, variant: str) -> Request:
+    """Return the request with defaults as in :func:`with_defaults`, for a model that need not be read.
+
+    ``user``: the user's defaults for the model.
+    """
+    own = {name: value for name, value in user.items() if name not in ("width", "height", "vae")}
     request = replace(request, **fill_in(request, own))
-    family = model.family.defaults_of(model.variant)
+    family = found.defaults_of(variant)
     rest = {"steps": family.steps, "cfg": family.cfg, "guidance": family.guidance}
     rest |= {"sampler": USUAL_SAMPLER, "schedule": "default", "clip_skip": 0}
     return replace(request, **{name: value for name, value in rest.items() if getattr(request, name) is None})

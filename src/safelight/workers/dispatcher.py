@@ -16,6 +16,7 @@ from safelight.queue.events import Events
 from safelight.queue.image_store import ImageStore
 from safelight.queue.job import QueuedJob
 from safelight.queue.order import OvertakeLimits
+from safelight.queue.timings import Timings
 from safelight.request.job import Job
 from safelight.request.schema import Request
 from safelight.workers.isolation import IsolatedRunner
@@ -64,6 +65,7 @@ class Dispatcher:
 
     overtake_limits: limit how far the order may differ from the order of arrival.
     max_queued: the number of jobs that may wait.
+    timings: records how long images take.
     idle_seconds: after this time without a job, the worker frees the memory of its models; 0: never.
     resolve: called with a stored request and the digest of its model, for a job that an earlier version stored
         unresolved; returns the job.
@@ -79,6 +81,7 @@ class Dispatcher:
         overtake_limits: OvertakeLimits,
         max_queued: int,
         resolve: Callable[[Request, str], Job],
+        timings: Timings,
         idle_seconds: float = 0.0,
     ) -> None:
         self._idle_seconds = idle_seconds
@@ -89,7 +92,15 @@ class Dispatcher:
         self._stopping = threading.Event()
         self._images = images
         self._runner = JobRunner(
-            database, self._images, supervisor, isolated_runner, events, resolve, self._upcoming, self._stopping
+            database,
+            self._images,
+            supervisor,
+            isolated_runner,
+            events,
+            resolve,
+            self._upcoming,
+            timings,
+            self._stopping,
         )
         self._changed = threading.Condition()
         self._news = False
@@ -113,6 +124,11 @@ class Dispatcher:
     def switches(self) -> int:
         """The number of jobs so far whose model differed from that of the job before."""
         return self._switches
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """The digests of the models in the worker's memory after its last job, the most recently used first."""
+        return self._runner.resident
 
     @property
     def memory(self) -> Mapping[str, Any]:

@@ -18,8 +18,9 @@ from safelight.queue.events import Event, Events
 from safelight.queue.image_files import preview_url
 from safelight.queue.image_store import ImageStore
 from safelight.queue.job import ATTEMPTS, Failure, QueuedJob, failure_of
+from safelight.queue.timings import Timings
 from safelight.request.job import Job
-from safelight.request.results import Progress
+from safelight.request.results import Image, Progress
 from safelight.request.schema import Request
 from safelight.workers.isolation import IsolatedRunner
 from safelight.workers.messages import Ended, Generate, Made, Progressed
@@ -64,6 +65,7 @@ class JobRunner:
     resolve: called with a stored request and the digest of its model, for a job that an earlier version stored
         unresolved; returns the job.
     upcoming: returns the models of the next jobs, the soonest first.
+    timings: records how long each image took.
     stopping: set when the server stops.
 
     The attribute ``running`` is the running job; None if no job is running. ``cancelled`` has the identifiers of the
@@ -80,6 +82,7 @@ class JobRunner:
         events: Events,
         resolve: Callable[[Request, str], Job],
         upcoming: Callable[[], tuple[str, ...]],
+        timings: Timings,
         stopping: threading.Event,
     ) -> None:
         self._database = database
@@ -89,6 +92,7 @@ class JobRunner:
         self._events = events
         self._resolve = resolve
         self._upcoming = upcoming
+        self._timings = timings
         self._stopping = stopping
         self._interrupted = False
         self.running: RunningJob | None = None
@@ -170,7 +174,8 @@ class JobRunner:
 
     def _make_images(self, job: QueuedJob) -> Outcome:
         runner = self._isolated_runner if job.request.isolate else self._supervisor
-        messages = runner.run(self._message_for(job), lambda: job.id in self.cancelled or self._interrupted)
+        start = self._message_for(job)
+        messages = runner.run(start, lambda: job.id in self.cancelled or self._interrupted)
         with contextlib.closing(messages):
             for message in messages:
                 match message:
@@ -178,6 +183,7 @@ class JobRunner:
                         self._report_progress(job, progress)
                     case Made(_, index, image):
                         self._images.add(job, index, image)
+                        self._record_time(job, start.job.request, image)
                     case Ended(_, kind, problem, resident):
                         if not job.request.isolate:
                             self.resident = (job.group, *(digest for digest in resident if digest != job.group))
@@ -208,6 +214,10 @@ class JobRunner:
             if upcoming:
                 # The next checkpoint loads while this one computes, if there is room.
                 self._supervisor.ask("prefetch", upcoming[0])
+
+    def _record_time(self, job: QueuedJob, request: Request, image: Image) -> None:
+        drawn = image.metadata["request"]
+        self._timings.add(job.group, request, drawn["width"] * drawn["height"], image.seconds)
 
     def _store_memory(self, memory: Future[Any]) -> None:
         """Store the worker's memory report between two jobs. A worker that died meanwhile sends none."""

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from safelight.queue.job import Failure
 from safelight.request.job import Job
 from safelight.request.results import Image, Progress
+from safelight.request.schema import Request
 
-Command = Literal["memory", "prefetch", "load", "unload", "pin", "unpin"]
+Command = Literal["memory", "fits", "prefetch", "load", "unload", "pin", "unpin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class RunCommand:
 
     ``command`` is one of:
     ``memory``: report the memory of each place.
+    ``fits``: report whether the model fits in memory for ``request``, and how.
     ``prefetch``: load the model into free memory; evict nothing.
     ``load``: load the model; evict other models if necessary.
     ``unload``: evict what no lease holds of the model with the digest ``model`` (empty: of all models).
@@ -60,6 +62,7 @@ class RunCommand:
     tag: int
     command: Command
     model: str = ""
+    request: Request | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ import psutil
 
 from safelight.errors import Cancelled, WorkerDiedError
 from safelight.logs import Log
+from safelight.request.schema import Request
 from safelight.workers.messages import (
     Cancel,
     Command,
@@ -104,12 +105,12 @@ class Process:
         """Tell the process to open its engine. Raises WorkerDiedError."""
         self.send(Open(settings, tuple(pinned)))
 
-    def ask(self, command: Command, model: str) -> Future[Any]:
+    def ask(self, command: Command, model: str, request: Request | None) -> Future[Any]:
         """See :meth:`Supervisor.ask`."""
         tag, future = next(self._tags), Future[Any]()
         self._answers[tag] = future
         with contextlib.suppress(WorkerDiedError):
-            self.send(RunCommand(tag, command, model))
+            self.send(RunCommand(tag, command, model, request))
         # The reader may have drained ``_answers`` before this tag was added. Then this thread must fail the future.
         if self._dead and self._answers.pop(tag, None) is not None:
             future.set_exception(self.death_error())
@@ -332,7 +333,7 @@ class Supervisor:
             except WorkerDiedError:
                 return
 
-    def ask(self, command: Command, model: str = "") -> Future[Any]:
+    def ask(self, command: Command, model: str = "", request: Request | None = None) -> Future[Any]:
         """Send the worker a command, see :class:`safelight.workers.messages.RunCommand`.
 
         The future returns the answer, or raises WorkerDiedError, or RuntimeError with the problem.
@@ -344,7 +345,7 @@ class Supervisor:
             future: Future[Any] = Future()
             future.set_exception(WorkerDiedError("is not ready yet"))
             return future
-        answer = worker.ask(command, model)
+        answer = worker.ask(command, model, request)
         if command == "pin":
             answer.add_done_callback(lambda done: self._remember_pin(model, done))
         return answer

@@ -140,6 +140,7 @@ ANIMA = Family(
             lora_prefixes=("lora_te_", "lora_te1_"),
             lora_paths=("text_encoders.qwen3_06b.transformer.",),
             tokenizer=qwen3.TOKENIZER,
+            most_tokens=512,
         ),
         Component(
             "text_conditioner",
@@ -150,6 +151,7 @@ ANIMA = Family(
             lora_prefixes=("lora_unet_llm_adapter_", "lora_transformer_llm_adapter_", "lycoris_llm_adapter_"),
             lora_paths=(f"diffusion_model.{ADAPTER}", f"transformer.{ADAPTER}", f"base_model.model.{ADAPTER}", ADAPTER),
             tokenizer=TEXT_TOKENIZER,
+            most_tokens=511,
             reads="text_encoder",
             found_in="the file of the transformer",
         ),

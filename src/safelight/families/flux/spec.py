@@ -166,6 +166,7 @@ FLUX = Family(
             lora_paths=("text_encoders.clip_l.transformer.",),
             optional_prefix="text_model.",
             tokenizer=clip.tokenizer(),
+            most_tokens=75,
         ),
         Component(
             "text_encoder_2",
@@ -177,6 +178,8 @@ FLUX = Family(
             lora_paths=("text_encoders.t5xxl.transformer.",),
             overflows_in_fp16=True,
             tokenizer=TokenizerFile("tokenizer_2/tokenizer.json", shipped=t5.SHIPPED),
+            most_tokens=511,
+            most_tokens_of={"schnell": 255},
         ),
         Component(
             "transformer",

@@ -160,6 +160,7 @@ FLUX2_KLEIN = Family(
             # The layers after the 27th are in the table because Z-Image reads them.
             is_unread=partial(is_in_layer_after, after=TEXT_LAYERS[-1]),
             tokenizer=qwen3.TOKENIZER,
+            most_tokens=509,
         ),
         Component(
             "transformer",

@@ -136,6 +136,7 @@ KREA2 = Family(
             lora_prefixes=("lora_te_", "lora_te1_"),
             lora_paths=("text_encoders.qwen3vl_4b.transformer.",),
             tokenizer=qwen3.TOKENIZER,
+            most_tokens=507,
         ),
         Component(
             "transformer",

@@ -192,6 +192,7 @@ QWEN_IMAGE = Family(
             Qwen25Config(152064, 3584, 18944, 28, 28, 4),
             overflows_in_fp16=True,
             tokenizer=qwen25.TOKENIZER,
+            most_tokens=512,
         ),
         Component(
             "transformer",

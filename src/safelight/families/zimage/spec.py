@@ -95,6 +95,7 @@ ZIMAGE = Family(
             lora_prefixes=("lora_te_", "lora_te1_"),
             lora_paths=("text_encoders.qwen3_4b.transformer.",),
             tokenizer=qwen3.TOKENIZER,
+            most_tokens=509,
         ),
         Component(
             "transformer",

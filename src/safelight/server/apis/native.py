@@ -9,6 +9,7 @@ from safelight.server.apis.native_boards import BoardRoutes
 from safelight.server.apis.native_catalogue import CatalogueRoutes
 from safelight.server.apis.native_doctor import DoctorRoutes
 from safelight.server.apis.native_downloads import DownloadRoutes
+from safelight.server.apis.native_estimate import EstimateRoutes
 from safelight.server.apis.native_health import HealthRoutes
 from safelight.server.apis.native_images import ImageRoutes
 from safelight.server.apis.native_inputs import InputRoutes
@@ -20,12 +21,13 @@ from safelight.server.apis.native_pictures import PictureRoutes
 from safelight.server.apis.native_presets import PresetRoutes
 from safelight.server.apis.native_previews import PreviewRoutes
 from safelight.server.apis.native_settings import SettingRoutes
+from safelight.server.apis.native_versions import VersionRoutes
 from safelight.server.problems import documented
 
 ROUTES = (
-    *(JobRoutes, InputRoutes, FieldRoutes, PresetRoutes),
+    *(JobRoutes, InputRoutes, EstimateRoutes, FieldRoutes, PresetRoutes),
     *(ImageRoutes, BoardRoutes, PictureRoutes),
-    *(ModelRoutes, PreviewRoutes, CatalogueRoutes, DownloadRoutes, MemoryRoutes),
+    *(ModelRoutes, PreviewRoutes, VersionRoutes, CatalogueRoutes, DownloadRoutes, MemoryRoutes),
     *(DoctorRoutes, SettingRoutes, HealthRoutes),
 )
 

@@ -9,7 +9,9 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic import Field as FieldOf
 
+from safelight.catalog.cards import Card
 from safelight.queue.job import State
+from safelight.queue.timings import Known
 from safelight.request.adapters import Control, Embedding, Lora
 from safelight.request.bounds import MOST_SEED
 from safelight.request.field import Field, fields_of
@@ -147,6 +149,7 @@ class ModelModel(BaseModel):
     ``preview``: the path of its preview picture on this server; empty if it has none.
     ``components``: the digest of each component, by role. Components from other files count, too.
     ``is_default``: requests that name no model use it.
+    ``switch_seconds``: predicted until all its weights are in memory, if none is there; null if nothing is known.
     """
 
     name: str
@@ -166,6 +169,7 @@ class ModelModel(BaseModel):
     preview: str = ""
     components: dict[str, str] = {}
     is_default: bool = False
+    switch_seconds: float | None = None
 
 
 class DefaultsModel(BaseModel):
@@ -300,3 +304,9 @@ class Health(BaseModel):
     spare: bool | None = None
     restarts: int | None = None
     run: dict[str, Any] | None = None
+
+
+def known(card: Card) -> Known:
+    """Return what predictions need to know of a model."""
+    summary = card.summary
+    return Known(summary["digest"], summary["base"], summary["variant"], summary["bytes"])

@@ -30,6 +30,7 @@ class ImageModel(BaseModel):
     ``board``: the identifier of its board, empty if it is on none.
     ``same``: whether a fresh process made the same pixels; null if nobody has asked.
     ``marks``: why it looks suspicious.
+    ``file_name``, ``mime``: the name of its file without folders, and its media type.
     ``metadata``: null in lists without ``metadata=true``.
     """
 
@@ -56,6 +57,8 @@ class ImageModel(BaseModel):
     marks: list[str]
     metadata: dict[str, Any] | None
     url: str
+    file_name: str
+    mime: str
     thumbnail: str
 
 

@@ -110,7 +110,7 @@ class JobRoutes:
 
     async def events(self, job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None) -> EventSourceResponse:
         """Send server-sent events: ``job``, ``progress``, ``image``, ``images`` (changed or deleted), ``boards``,
-        ``presets``, ``memory``, ``worker``, ``download``, ``models`` (the library changed), ``doctor``.
+        ``presets``, ``memory``, ``worker``, ``download``, ``models`` (the library changed), ``doctor``, ``compacting``.
 
         With ``job``, send the events of this job until it ends; otherwise send all events.
         """

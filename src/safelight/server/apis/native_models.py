@@ -13,7 +13,7 @@ from safelight.catalog.defaults import set_defaults
 from safelight.errors import IntegrityError, ModelNotFoundError
 from safelight.queue.events import Event
 from safelight.server import bridge, intake
-from safelight.server.apis.native_fields import AdapterModel, Adding, DefaultsModel, ModelModel, Verified
+from safelight.server.apis.native_fields import AdapterModel, Adding, DefaultsModel, ModelModel, Verified, known
 from safelight.server.apis.native_previews import preview_path
 from safelight.server.problems import RefusedError, documented
 
@@ -47,8 +47,9 @@ class ModelRoutes:
 
     def models(self) -> list[ModelModel]:
         """List the models of the library."""
-        default = self._default()
-        return [self._describe(card, default) for card in self._library.cards()]
+        default, cards = self._default(), self._library.cards()
+        seconds = self._control.timings.switch_seconds(known(card) for card in cards)
+        return [self._describe(card, default, switch) for card, switch in zip(cards, seconds, strict=True)]
 
     async def add(self, adding: Adding) -> ModelModel:
         """Add a checkpoint to the library: identify it, hash it and name it. Its file stays where it is."""
@@ -59,7 +60,11 @@ class ModelRoutes:
 
     def one_model(self, name: str) -> ModelModel:
         """Return what is known about a model."""
-        return self._describe(self._control.catalog.model_card(name), self._default())
+        card = self._control.catalog.model_card(name)
+        # The first one is this model; the others are what it may be predicted from.
+        models = (card, *self._library.cards())
+        [seconds, *_] = self._control.timings.switch_seconds(known(one) for one in models)
+        return self._describe(card, self._default(), seconds)
 
     def remove_model(self, name: str) -> Response:
         """Forget a model. Its files stay where they are, and can be added again."""
@@ -94,7 +99,7 @@ class ModelRoutes:
         except ModelNotFoundError:
             return ""
 
-    def _describe(self, card: Card, default: str) -> ModelModel:
+    def _describe(self, card: Card, default: str, switch_seconds: float | None) -> ModelModel:
         """Describe a model. ``default``: the name of the default model."""
         shown = {key: value for key, value in card.summary.items() if key != "path"}
         return ModelModel(
@@ -103,6 +108,7 @@ class ModelRoutes:
             preview=preview_path("models", card, self._library.root),
             components=dict(card.components),
             is_default=card.name == default,
+            switch_seconds=switch_seconds,
         )
 
 

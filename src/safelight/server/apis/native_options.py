@@ -11,8 +11,11 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import Field as FieldOf
 
 from safelight.assembly.services import Services
+from safelight.catalog.cards import Card
 from safelight.errors import RequestError
+from safelight.families.family import Family
 from safelight.families.features import FEATURE_REQUESTS, Feature
+from safelight.families.parts.tokenizer import load
 from safelight.families.registry import families
 from safelight.request.adapters import Control, Lora
 from safelight.request.field import Field, fields_of
@@ -114,16 +117,26 @@ class TokensAsked(BaseModel):
     model: str = ""
 
 
-class TokensModel(BaseModel):
-    """How long a prompt is for CLIP, by which SD 1, SD 2 and SDXL read it.
+class EncoderTokens(BaseModel):
+    """How long a prompt is for a text encoder.
 
-    ``tokens``: null for a model that reads prompts in another way.
-    ``chunk``: tokens that are encoded together.
-    ``problem``: why the prompt cannot be used; empty if it can.
+    ``encoder``: its role, such as text_encoder_2. ``name``: of its tokenizer, such as T5.
+    ``tokens``: of the prompt, without those that the family adds.
+    ``most``: how many it reads; the rest is cut off. 0 if it reads all.
+    ``chunk``: tokens that are encoded together; 0 if all are.
     """
 
-    tokens: int | None
+    encoder: str
+    name: str
+    tokens: int
+    most: int
     chunk: int
+
+
+class TokensModel(BaseModel):
+    """How long a prompt is for each text encoder of a model. ``problem``: why it cannot be used; empty if it can."""
+
+    encoders: list[EncoderTokens]
     problem: str
 
 
@@ -137,7 +150,7 @@ class FieldRoutes:
         """Add the routes to a router."""
         api.get("/fields", tags=["jobs"])(self.fields)
         api.get("/families", tags=["models"])(self.families)
-        api.post("/tokens", tags=["jobs"], responses=documented(404))(self.tokens)
+        api.post("/tokens", tags=["jobs"], responses=documented(404, 409))(self.tokens)
 
     def fields(self) -> FieldsModel:
         """List the fields of a request with their bounds and what they do."""
@@ -153,16 +166,37 @@ class FieldRoutes:
         catalog, default = self._control.catalog, intake.default_card
         card = catalog.model_card(asked.model) if asked.model else default(self._control)
         family = families().get(card.summary["base"])
-        if family is None or Feature.PROMPT_WEIGHTS not in family.features:
-            return TokensModel(tokens=None, chunk=0, problem="")
+        if family is None:
+            return TokensModel(encoders=[], problem="")
         try:
             text, _ = extract_lora_tags("prompt", asked.prompt)
+            if Feature.PROMPT_WEIGHTS not in family.features:
+                return TokensModel(encoders=self._whole_texts(family, card, text), problem="")
             found = chunks("prompt", text, NOTHING)
         except RequestError as error:
-            return TokensModel(tokens=None, chunk=TOKENS_PER_CHUNK, problem=error.problem)
+            return TokensModel(encoders=[], problem=error.problem)
         # Without the tokens that begin and end each chunk.
         count = sum(sum(token != NOTHING for token in one.ids) - 2 for one in found)
-        return TokensModel(tokens=count, chunk=TOKENS_PER_CHUNK, problem="")
+        one = EncoderTokens(encoder="text_encoder", name="CLIP", tokens=count, most=0, chunk=TOKENS_PER_CHUNK)
+        return TokensModel(encoders=[one], problem="")
+
+    def _whole_texts(self, family: Family, card: Card, text: str) -> list[EncoderTokens]:
+        """Count the tokens for text encoders that read a prompt as it is written."""
+        model = self._control.library.get(card.name) if card.digest else None
+        counted: list[EncoderTokens] = []
+        for role in family.text_encoders:
+            component = family.component(role)
+            assert component.tokenizer is not None, "a text encoder has a tokenizer"
+            shipped = component.tokenizer.shipped
+            own = None if model is None else model.manifest.component(role).tokenizer
+            if shipped is None and own is None:
+                # The checkpoint's own tokenizer counts, and its file has not been read yet.
+                continue
+            ids = load(shipped, None if own is None else own.read()).encode(text, add_special_tokens=False).ids
+            most = component.most_tokens_of.get(card.summary["variant"], component.most_tokens)
+            name = role if shipped is None else shipped.name
+            counted.append(EncoderTokens(encoder=role, name=name, tokens=len(ids), most=most, chunk=0))
+        return counted
 
 
 NOTHING = -1

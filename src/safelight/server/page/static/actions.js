@@ -34,6 +34,7 @@ export async function start() {
       download: (data) => change((state) => ({ downloads: [data, ...state.downloads.filter((/** @type {any} */ one) => one.id !== data.id)] })),
       worker: loadHealth,
       doctor: loadDoctor,
+      compacting: loadCompacting,
     },
     (online) => {
       change({ online });
@@ -91,6 +92,10 @@ export async function loadPresets() {
 
 export async function loadDoctor() {
   change({ doctor: await api.get("/doctor") });
+}
+
+async function loadCompacting() {
+  change({ compacting: await api.get("/compacting") });
 }
 
 export async function loadMemory() {

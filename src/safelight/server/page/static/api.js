@@ -78,6 +78,9 @@ export async function download(path, body, name) {
   saveFile(await (await ask("POST", path, body)).blob(), name);
 }
 
+/** Ask for a picture. @param {string} path @param {any} body @returns {Promise<Blob>} */
+export const picture = async (path, body) => (await ask("POST", path, body)).blob();
+
 /** Let the browser save a file. @param {Blob} blob @param {string} name */
 export function saveFile(blob, name) {
   const link = document.createElement("a");

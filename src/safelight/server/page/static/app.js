@@ -4,7 +4,7 @@
 import { cancel, closeToast, isOwn, report, start } from "./actions.js";
 import { emptyCanvas } from "./canvas/document.js";
 import { html, render, useEffect, useState } from "./lib/htm-preact.js";
-import { IconButton } from "./parts/elements.js";
+import { IconButton, pictureFrom } from "./parts/elements.js";
 import { readPicture } from "./parts/form.js";
 import { go, startRouter } from "./router.js";
 import { change, current, useStore } from "./store.js";
@@ -50,10 +50,8 @@ function App() {
 
 /** A picture that is dropped anywhere fills the form with its settings. @param {any} event */
 function dropped(event) {
-  const picture = [...(event.dataTransfer?.files ?? [])].find((file) => file.type.startsWith("image/"));
-  if (!picture) return;
   event.preventDefault();
-  readPicture(picture).then(() => go("/"));
+  pictureFrom(event.dataTransfer).then((picture) => picture && readPicture(picture).then(() => go("/"))).catch(report);
 }
 
 /** @param {{view: string}} props */
@@ -120,6 +118,7 @@ change({
   memory: null,
   memoryHistory: [],
   doctor: null,
+  compacting: null,
   switchHistory: [],
   galleryVersion: 0,
   filter: { search: "", model: "", lora: "", tag: "", board: "", program: "", starred: false, trashed: false, seed: "", from: "", to: "" },

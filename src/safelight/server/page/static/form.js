@@ -1,7 +1,7 @@
 // @ts-check
 /** The form: what the next images are asked for. It survives a reload, because the browser stores it. */
 
-import { change, current } from "./store.js";
+import { change, current, useStore } from "./store.js";
 
 /**
  * @typedef {{name: string, strength: number}} Lora
@@ -36,6 +36,12 @@ export function without(values, names) {
 export function changed(values) {
   const empty = emptyForm();
   return Object.fromEntries(Object.entries(values).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(empty[name])));
+}
+
+/** The parts of the state that the form shows. Progress and events of others do not draw the form again. */
+export function useShown() {
+  for (const name of ["form", "models", "adapters", "families"]) useStore((state) => state[name]);
+  return current();
 }
 
 /** How many elements show each field now. @type {Map<string, number>} */

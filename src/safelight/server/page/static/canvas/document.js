@@ -1,55 +1,42 @@
 // @ts-check
 /**
- * The document of the canvas: a picture and a mask over it, with undo without end.
+ * The document of the canvas: a picture, a mask and control layers, with undo without end.
  *
  * The pixels are in canvas elements outside of the page's state. `state.canvas` says the rest, and `version` grows with
  * each change of the pixels.
  */
 
 import { change, current } from "../store.js";
+import { copyOfAll, dropControlLayers, layers, MASK_COLOUR, newElement, pen, resize, shareOf } from "./layers.js";
 
-/** @typedef {"picture" | "mask"} Layer */
+/** @typedef {import("./layers.js").Layer} Layer */
 /** @typedef {{x: number, y: number, width: number, height: number}} Box */
 /**
  * A step that can be undone: what its tiles had before it, and after it was undone, what they had after it.
  * @typedef {{layer: Layer, tiles: Map<number, {x: number, y: number, data: ImageData}>}} Painted
- * @typedef {{width: number, height: number, picture: OffscreenCanvas, mask: OffscreenCanvas}} Whole
- * @typedef {Painted | {layer: Layer, invert: true} | {whole: Whole}} Step
+ * @typedef {Painted | {layer: Layer, invert: true} | {whole: Record<Layer, OffscreenCanvas>} | {controls: any[]}} Step
  */
 
 export const MOST_SIDE = 4096;
 
-/** The mask of a larger picture has fewer pixels than the picture, so that painting stays quick. */
-const MOST_MASK_SIDE = 2048;
-const MASK_COLOUR = "#e0593c";
 const FILL_MS = 12;
 
 /** Pixels per side of a tile. A stroke stores the tiles that it touches, before it draws there. */
 const TILE = 256;
 const TILES_ACROSS = 1024;
 
-/** The elements with the pixels. */
-export const layers = { picture: newLayer(), mask: newLayer() };
-
 /** @type {Step[]} */
 let done = [];
 /** @type {Step[]} */
 let undone = [];
-
-function newLayer() {
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = 1;
-  return canvas;
-}
-
-/** @param {HTMLCanvasElement} canvas */
-const pen = (canvas) => /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
 
 export const emptyCanvas = () => ({
   width: 0,
   height: 0,
   box: /** @type {Box} */ ({ x: 0, y: 0, width: 0, height: 0 }),
   masked: false,
+  /** The ControlNets with layers of their own. */
+  controls: /** @type {any[]} */ ([]),
   version: 0,
   asked: /** @type {string[]} */ ([]),
   /** The box of each job. */
@@ -61,30 +48,15 @@ export const emptyCanvas = () => ({
 });
 
 /** @param {Record<string, any>} values */
-function set(values) {
+export function set(values) {
   change((state) => ({
     canvas: { ...state.canvas, ...values, version: state.canvas.version + 1, canUndo: done.length > 0, canRedo: undone.length > 0 },
   }));
 }
 
-/** @param {number} width @param {number} height */
-function resize(width, height) {
-  const share = Math.min(1, MOST_MASK_SIDE / Math.max(width, height));
-  layers.picture.width = width;
-  layers.picture.height = height;
-  layers.mask.width = Math.max(1, Math.round(width * share));
-  layers.mask.height = Math.max(1, Math.round(height * share));
-  for (const canvas of Object.values(layers)) {
-    canvas.style.width = `${width}px`;
-    canvas.style.height = `${height}px`;
-  }
-}
-
-/** Pixels of a layer for each pixel of the picture. @param {Layer} layer */
-const shareOf = (layer) => layers[layer].width / layers.picture.width;
-
 /** Begin a document. @param {number} width @param {number} height */
 function begin(width, height) {
+  dropControlLayers();
   resize(width, height);
   done = [];
   undone = [];
@@ -113,7 +85,7 @@ export function newCanvas(width, height) {
 /** @param {Layer} layer @param {boolean} erase @param {string} colour of the picture layer */
 function prepared(layer, erase, colour) {
   const context = pen(layers[layer]);
-  context.globalCompositeOperation = erase && layer === "mask" ? "destination-out" : "source-over";
+  context.globalCompositeOperation = erase && layer !== "picture" ? "destination-out" : "source-over";
   context.strokeStyle = context.fillStyle = layer === "mask" ? MASK_COLOUR : erase ? "#ffffff" : colour;
   context.lineCap = context.lineJoin = "round";
   return context;
@@ -175,21 +147,30 @@ export class Stroke {
   /** End the stroke: it can be undone from now on. */
   end() {
     if (!this.step.tiles.size) return;
-    done.push(this.step);
-    undone = [];
+    remember(this.step);
     set(this.layer === "mask" ? { masked: true } : {});
   }
+}
+
+/** A step can be undone from now on. @param {Step} step */
+export function remember(step) {
+  done.push(step);
+  undone = [];
 }
 
 /** Undo a step, or do it again: what it stored and the layers exchange their pixels. @param {Step} step */
 function exchange(step) {
   if ("whole" in step) {
     const now = copyOfAll();
-    const { width, height, picture, mask } = step.whole;
-    resize(width, height);
-    pen(layers.picture).drawImage(picture, 0, 0);
-    pen(layers.mask).drawImage(mask, 0, 0);
+    resize(step.whole.picture.width, step.whole.picture.height);
+    for (const [layer, pixels] of Object.entries(step.whole)) pen(layers[layer]).drawImage(pixels, 0, 0);
     step.whole = now;
+    return;
+  }
+  if ("controls" in step) {
+    const now = current().canvas.controls;
+    set({ controls: step.controls });
+    step.controls = now;
     return;
   }
   if ("invert" in step) {
@@ -202,17 +183,6 @@ function exchange(step) {
     context.putImageData(tile.data, tile.x, tile.y);
     tile.data = now;
   }
-}
-
-/** @returns {Whole} a copy of all pixels */
-function copyOfAll() {
-  const { width, height } = layers.picture;
-  const [picture, mask] = [layers.picture, layers.mask].map((layer) => {
-    const copy = new OffscreenCanvas(layer.width, layer.height);
-    copy.getContext("2d")?.drawImage(layer, 0, 0);
-    return copy;
-  });
-  return { width, height, picture, mask };
 }
 
 /** The size after a step; the box stays within reach. @param {Step} step */
@@ -249,8 +219,7 @@ export function invertMask() {
   /** @type {Step} */
   const step = { layer: "mask", invert: true };
   exchange(step);
-  done.push(step);
-  undone = [];
+  remember(step);
   set({ masked: true });
 }
 
@@ -271,7 +240,7 @@ export async function fillMask(x, y) {
   const words = new Uint32Array(pixels.data.buffer);
   const start = Math.floor(y) * width + Math.floor(x);
   if (!(x >= 0 && y >= 0 && x < width && y < height) || words[start]) return;
-  const sample = pen(newLayer());
+  const sample = pen(newElement());
   sample.fillStyle = MASK_COLOUR;
   sample.fillRect(0, 0, 1, 1);
   const colour = new Uint32Array(sample.getImageData(0, 0, 1, 1).data.buffer)[0];
@@ -368,12 +337,12 @@ export async function accept(url, box) {
   if (left < 0 || top < 0 || right > width || bottom > height) {
     const whole = copyOfAll();
     resize(right - left, bottom - top);
-    pen(layers.picture).drawImage(whole.picture, -left, -top);
-    const share = shareOf("mask");
-    pen(layers.mask).drawImage(whole.mask, -left * share, -top * share, width * share, height * share);
+    for (const [layer, pixels] of Object.entries(whole)) {
+      const share = shareOf(layer);
+      pen(layers[layer]).drawImage(pixels, -left * share, -top * share, width * share, height * share);
+    }
     pen(layers.picture).drawImage(bitmap, place.x, place.y, place.width, place.height);
-    done.push({ whole });
-    undone = [];
+    remember({ whole });
   } else {
     const stroke = new Stroke("picture", { erase: false, colour: "" });
     stroke.touch(place.x, place.y, place.x + place.width, place.y + place.height);

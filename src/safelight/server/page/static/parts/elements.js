@@ -48,6 +48,7 @@ export function useId() {
 /** A label with an element, and what is wrong with its value. @param {any} props */
 export function Labelled({ label, help, field, children, id, note }) {
   const problem = useStore((state) => (state.problem?.field === field && field ? state.problem.message : ""));
+  const [explained, setExplained] = useState(false);
   useEffect(() => (field ? showField(field) : undefined), [field]);
   useEffect(() => {
     const element = document.getElementById(id);
@@ -57,7 +58,8 @@ export function Labelled({ label, help, field, children, id, note }) {
     else element?.removeAttribute("aria-describedby");
   }, [id, problem, note]);
   return html`<div class="field" data-wrong=${problem ? "" : undefined}>
-    <label for=${id} title=${help}>${label}</label>
+    <div class="field-label"><label for=${id}>${label}</label>${help && html`<button type="button" class="help-button" aria-label=${t("help")} aria-expanded=${explained} aria-controls=${`${id}-help`} onClick=${() => setExplained(!explained)}>?</button>`}</div>
+    ${explained && html`<p class="note" id=${`${id}-help`} role="status">${help}</p>`}
     ${children}
     ${note && html`<p class="note" id=${`${id}-note`}>${note}</p>`}
     ${problem && html`<p class="problem" id=${`${id}-problem`} role="alert">${problem}</p>`}
@@ -168,13 +170,25 @@ export function Dialog({ label, onClose, children, className = "" }) {
   </dialog>`;
 }
 
-/** A place to drop a picture file, to paste it, or to choose it. @param {any} props */
+/**
+ * The picture that was dropped, pasted or chosen: a file, or an image of the gallery.
+ * @param {DataTransfer | {files: FileList}} from
+ * @returns {Promise<Blob | null>}
+ */
+export async function pictureFrom(from) {
+  const file = [...(from.files ?? [])].find((one) => one.type.startsWith("image/"));
+  const address = "getData" in from ? from.getData("text/uri-list") : "";
+  if (file || !address.startsWith(`${location.origin}/api/`)) return file ?? null;
+  return (await fetch(address)).blob();
+}
+
+/** A place to drop a picture, to paste it, or to choose a file. @param {any} props */
 export function PictureDrop({ label, onPicture, children }) {
   const chooser = useRef(/** @type {any} */ (null));
   const [over, setOver] = useState(false);
-  /** @param {FileList | null | undefined} files */
-  const take = (files) => {
-    const picture = [...(files ?? [])].find((file) => file.type.startsWith("image/"));
+  /** @param {DataTransfer | {files: FileList} | null | undefined} from */
+  const take = async (from) => {
+    const picture = from && (await pictureFrom(from));
     if (picture) onPicture(picture);
   };
   return html`<div
@@ -182,12 +196,12 @@ export function PictureDrop({ label, onPicture, children }) {
     data-over=${over ? "" : undefined}
     onDragOver=${(/** @type {any} */ event) => (event.preventDefault(), setOver(true))}
     onDragLeave=${() => setOver(false)}
-    onDrop=${(/** @type {any} */ event) => (event.preventDefault(), event.stopPropagation(), setOver(false), take(event.dataTransfer?.files))}
-    onPaste=${(/** @type {any} */ event) => take(event.clipboardData?.files)}
+    onDrop=${(/** @type {any} */ event) => (event.preventDefault(), event.stopPropagation(), setOver(false), take(event.dataTransfer))}
+    onPaste=${(/** @type {any} */ event) => take(event.clipboardData)}
   >
     ${children}
     <button type="button" onClick=${() => chooser.current.click()}>${label}</button>
-    <input ref=${chooser} type="file" accept="image/*" hidden onChange=${(/** @type {any} */ event) => (take(event.currentTarget.files), (event.currentTarget.value = ""))} />
+    <input ref=${chooser} type="file" accept="image/*" hidden onChange=${(/** @type {any} */ event) => take({ files: event.currentTarget.files }).then(() => (chooser.current.value = ""))} />
   </div>`;
 }
 

@@ -3,12 +3,13 @@
 
 import * as api from "../api.js";
 import { attempt, make, report, toast } from "../actions.js";
-import { changed, chosenVariants, emptyForm, fillForm, refusal, setForm, showField, without } from "../form.js";
+import { changed, chosenVariants, emptyForm, fillForm, refusal, requests, setForm, useShown, without } from "../form.js";
 import { html, useEffect, useState } from "../lib/htm-preact.js";
 import { current, useStore } from "../store.js";
-import { t } from "../strings.js";
-import { Dialog, Icon, IconButton, NumberField, PictureDrop, Section, SelectField, SliderField, Switch, TextField } from "./elements.js";
-import { ModelPicker } from "./models.js";
+import { duration, t } from "../strings.js";
+import { Dialog, Icon, IconButton, NumberField, Section, SelectField, SliderField, Switch, TextField } from "./elements.js";
+import { Controls, FormPicture } from "./controls.js";
+import { ModelPicker, residence } from "./models.js";
 import { Prompt } from "./prompt.js";
 
 const ASPECTS = [
@@ -22,12 +23,6 @@ const ASPECTS = [
 ];
 
 const WEIGHT_KINDS_LEFT_OUT = new Set(["vae", "controlnet", "textual_inversion", "text_encoder"]);
-
-/** The parts of the state that the form shows. Progress and events of others do not draw the form again. */
-function useShown() {
-  for (const name of ["form", "models", "adapters", "families"]) useStore((state) => state[name]);
-  return current();
-}
 
 /** The declaration of a field. @param {string} name */
 const declared = (name) => current().fields.request.find((/** @type {any} */ field) => field.name === name);
@@ -163,24 +158,6 @@ function Loras() {
   <//>`;
 }
 
-/** A stored picture of the form, or a place to drop one. @param {any} props */
-export function FormPicture({ label, digest, field, onChange }) {
-  const problem = useStore((state) => (state.problem?.field === field ? state.problem.message : ""));
-  useEffect(() => showField(field), [field]);
-  /** @param {Blob} blob */
-  const take = async (blob) => {
-    const stored = await attempt(() => api.storeInput(blob, field));
-    if (stored) onChange(stored.digest);
-  };
-  return html`<div class="form-picture">
-    <${PictureDrop} label=${digest ? t("replace_picture", { what: label }) : t("choose_picture", { what: label })} onPicture=${take}>
-      ${digest && html`<img src=${`/api/v1/inputs/${digest}`} alt=${label} />`}
-    <//>
-    ${digest && html`<${IconButton} icon="close" label=${t("remove_named", { name: label })} onClick=${() => onChange("")} />`}
-    ${problem && html`<p class="problem" role="alert">${problem}</p>`}
-  </div>`;
-}
-
 /** Image to image, inpainting, reference images. */
 function FromPicture() {
   const state = useShown();
@@ -202,49 +179,6 @@ function FromPicture() {
       ${form.references.map((/** @type {string} */ digest, /** @type {number} */ at) => html`<${FormPicture} key=${digest} label=${t("reference", { number: at + 1 })} digest=${digest} field="references" onChange=${(/** @type {string} */ one) => setForm({ references: one ? form.references.with(at, one) : form.references.filter((/** @type {any} */ _, /** @type {number} */ n) => n !== at) })} />`)}
       ${form.references.length < most && html`<${FormPicture} label=${t("reference", { number: form.references.length + 1 })} digest="" field="references" onChange=${(/** @type {string} */ one) => setForm({ references: [...form.references, one] })} />`}
     `}
-  <//>`;
-}
-
-/** ControlNets, each with its picture. */
-function Controls() {
-  const state = useShown();
-  const nets = state.adapters.filter((/** @type {any} */ one) => one.kind === "controlnet");
-  const { controls } = state.form;
-  if (!nets.length && !controls.length) return null;
-  const fields = state.fields.control;
-  const of = (/** @type {string} */ name) => fields.find((/** @type {any} */ field) => field.name === name);
-  /** @param {number} at @param {any} values */
-  const change = (at, values) => setForm({ controls: controls.map((/** @type {any} */ one, /** @type {number} */ n) => (n === at ? { ...one, ...values } : one)) });
-  const choices = (/** @type {string} */ name) => of(name).choices.map((/** @type {string} */ one) => [one, one]);
-  return html`<${Section} name="controls" title="ControlNet" open=${controls.length > 0}>
-    ${controls.map((/** @type {any} */ control, /** @type {number} */ at) => html`<fieldset key=${at}>
-      <legend>${control.name}</legend>
-      <${IconButton} icon="close" label=${t("remove_named", { name: control.name })} onClick=${() => setForm({ controls: controls.filter((/** @type {any} */ _, /** @type {number} */ n) => n !== at) })} />
-      <${FormPicture} label=${t("control_picture")} digest=${control.image} field="controls" onChange=${(/** @type {string} */ image) => change(at, { image })} />
-      <${SelectField} label=${t("control_preprocessor")} field="controls" value=${control.preprocessor} options=${choices("preprocessor")} onChange=${(/** @type {string} */ preprocessor) => change(at, { preprocessor })} />
-      <${SelectField} label=${t("control_mode")} value=${control.mode} options=${choices("mode")} onChange=${(/** @type {string} */ mode) => change(at, { mode })} />
-      <${SliderField} label=${t("control_weight")} value=${control.weight} min=${0} max=${2} step=${0.05} onChange=${(/** @type {number} */ weight) => change(at, { weight })} />
-      <div class="row">
-        <${NumberField} label=${t("control_start")} value=${control.start} min=${0} max=${1} step=${0.05} onChange=${(/** @type {number} */ start) => change(at, { start: start ?? 0 })} />
-        <${NumberField} label=${t("control_end")} value=${control.end} min=${0} max=${1} step=${0.05} onChange=${(/** @type {number} */ end) => change(at, { end: end ?? 1 })} />
-      </div>
-      ${["canny", "threshold", "blur"].includes(control.preprocessor) && html`<div class="row">
-        <${NumberField} label=${t("control_low")} value=${control.low} min=${0} max=${255} onChange=${(/** @type {number} */ low) => change(at, { low: low ?? 100 })} />
-        <${NumberField} label=${t("control_high")} value=${control.high} min=${1} onChange=${(/** @type {number} */ high) => change(at, { high: high ?? 200 })} />
-      </div>`}
-      <${SelectField} label=${t("control_resize")} value=${control.resize_mode} options=${choices("resize_mode")} onChange=${(/** @type {string} */ resize_mode) => change(at, { resize_mode })} />
-    </fieldset>`)}
-    <${SelectField}
-      label=${t("add_control")}
-      choose=${true}
-      value=""
-      options=${[["", t("choose")], ...nets.map((/** @type {any} */ one) => [one.name, one.name])]}
-      onChange=${(/** @type {string} */ name) => {
-        if (!name) return;
-        const defaults = Object.fromEntries(fields.filter((/** @type {any} */ field) => field.default !== null && !["name", "image", "digest"].includes(field.name)).map((/** @type {any} */ field) => [field.name, field.default]));
-        setForm({ controls: [...controls, { ...defaults, name, image: "" }] });
-      }}
-    />
   <//>`;
 }
 
@@ -380,19 +314,38 @@ function scheduleOptions(state) {
     .map((/** @type {string} */ one) => [one, one]);
 }
 
-/** What the request costs: measured on this machine's earlier images of the same model, and whether it must switch. */
+const COST_AFTER = 400;
+
+/** What the request will take, as the server predicts it: the time of switches and images, and whether it fits. */
 function Cost() {
-  const { form } = useShown();
-  const jobs = useStore((state) => state.jobs);
-  const seconds = form.models.map((/** @type {string} */ name) => {
-    const done = Object.values(jobs).filter((/** @type {any} */ job) => job.model === name && job.state === "done" && job.started && job.images);
-    if (!done.length) return null;
-    const last = /** @type {any} */ (done.at(-1));
-    const steps = (form.steps ?? last.request.steps ?? 1) / (last.request.steps || 1);
-    const pixels = ((form.width ?? last.request.width ?? 1) * (form.height ?? last.request.height ?? 1)) / ((last.request.width || 1) * (last.request.height || 1));
-    return ((last.ended - last.started) / last.images) * steps * pixels * form.count;
-  });
-  if (!form.models.length || seconds.some((/** @type {any} */ one) => one === null)) return null;
-  const total = seconds.reduce((/** @type {number} */ sum, /** @type {number} */ one) => sum + one, 0);
-  return html`<span class="note">${t("cost", { seconds: total < 10 ? total.toFixed(1) : Math.round(total), count: form.models.length * form.count })}</span>`;
+  const state = useShown();
+  const [found, setFound] = useState(/** @type {any[]} */ ([]));
+  const resident = useStore((now) => now.models.filter((/** @type {any} */ one) => now.form.models.includes(one.name)).map((/** @type {any} */ one) => residence(one, now.memory)).join());
+  const asked = JSON.stringify(requests(state, { prompt: "", negative: "", loras: [], controls: [], references: [] }));
+  useEffect(() => {
+    let late = false;
+    const timer = setTimeout(() => {
+      Promise.all(JSON.parse(asked).map((/** @type {any} */ one) => api.post("/estimate", one))).then(
+        (answers) => late || setFound(answers),
+        // What is wrong with the request is said when it is made.
+        () => late || setFound([]),
+      );
+    }, COST_AFTER);
+    return () => {
+      late = true;
+      clearTimeout(timer);
+    };
+  }, [asked, resident]);
+  if (!found.length) return null;
+  const count = found.reduce((sum, one) => sum + one.count, 0);
+  const unknown = found.filter((one) => one.seconds === null);
+  const total = found.reduce((sum, one) => sum + (one.seconds ?? 0), 0);
+  const switching = found.reduce((sum, one) => sum + (one.switch_seconds ?? 0), 0);
+  const tight = found.filter((one) => one.fits === false || one.memory.some((/** @type {any} */ part) => part.streamed > 0));
+  return html`<div class="cost note">
+    ${unknown.length ? t("cost_unknown") : t("cost", { time: duration(total), count })}
+    ${switching >= 0.05 && ` · ${t("cost_switch", { time: duration(switching) })}`}
+    ${!unknown.length && found.some((one) => one.basis !== "this model") && ` · ${t("cost_derived")}`}
+    ${tight.map((one) => html`<div class=${one.fits ? "" : "problem"}>${one.model}: ${one.summary}</div>`)}
+  </div>`;
 }

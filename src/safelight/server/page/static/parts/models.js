@@ -4,7 +4,7 @@
 import { html, useEffect, useMemo, useRef, useState } from "../lib/htm-preact.js";
 import { setForm, showField } from "../form.js";
 import { useStore } from "../store.js";
-import { size, t } from "../strings.js";
+import { duration, size, t } from "../strings.js";
 import { Icon, IconButton } from "./elements.js";
 
 /** @typedef {"whole" | "part" | "none"} Residence */
@@ -63,7 +63,7 @@ export function ModelPicker() {
         const model = models.find((/** @type {any} */ one) => one.name === name);
         return html`<span class="chip" key=${name}>
           ${model && html`<${ModelPicture} model=${model} />`}
-          <span class="chip-text">${name}<small>${model ? `${model.base} · ${where(residence(model, memory))}` : t("not_in_library")}</small></span>
+          <span class="chip-text">${name}<small>${model ? `${model.base} · ${where(model, residence(model, memory))}` : t("not_in_library")}</small></span>
           <${IconButton} icon="close" label=${t("remove_named", { name })} onClick=${() => toggle(name)} />
         </span>`;
       })}
@@ -87,7 +87,7 @@ export function ModelPicker() {
               }}>
             <${ModelPicture} model=${model} />
             <span class="model-text">${model.name}<small>${[model.base, model.variant, size(model.bytes)].filter(Boolean).join(" · ")}</small></span>
-            <span class="where" data-where=${now}>${where(now)}</span>
+            <span class="where" data-where=${now}>${where(model, now)}</span>
           </li>`;
         })}
       </ul>
@@ -96,5 +96,11 @@ export function ModelPicker() {
   </div>`;
 }
 
-/** @param {Residence} state */
-export const where = (state) => t(`where_${state}`);
+/**
+ * Say where a model is, and how long a switch to it takes.
+ * @param {any} model @param {Residence} now
+ */
+export function where(model, now) {
+  const text = t(`where_${now}`);
+  return now === "whole" || model.switch_seconds == null ? text : `${text} · ${t("switch_takes", { time: duration(model.switch_seconds) })}`;
+}

@@ -65,6 +65,15 @@ function completions(before, state) {
   return { word, found: found.slice(0, MOST_FOUND) };
 }
 
+/**
+ * How long a prompt is for a text encoder. CLIP reads chunks; the others cut off what is too long.
+ * @param {any} encoder
+ */
+function countText({ name, tokens, most, chunk }) {
+  const limit = chunk ? Math.max(1, Math.ceil(tokens / chunk)) * chunk : most;
+  return limit ? t("tokens", { name, count: tokens, most: limit }) : t("tokens_without_limit", { name, count: tokens });
+}
+
 /** @param {{field: string, label: string, value: string, onChange: (text: string) => void, onMake?: () => void, rows?: number, main?: boolean}} props */
 export function Prompt({ field, label, value, onChange, onMake, rows = 3, main = false }) {
   const id = useId();
@@ -146,9 +155,10 @@ export function Prompt({ field, label, value, onChange, onMake, rows = 3, main =
     }
   };
 
-  const count = tokens?.tokens;
-  const chunks = count == null ? 1 : Math.max(1, Math.ceil(count / tokens.chunk));
-  const note = tokens?.problem || (count == null ? "" : t("tokens", { count, most: chunks * tokens.chunk }));
+  const note = tokens?.problem || (tokens?.encoders ?? []).map(countText).join(" · ");
+  // FLUX's CLIP reads less than its T5: nothing is lost as long as one text encoder reads all.
+  const cut = tokens?.encoders.length && tokens.encoders.every((/** @type {any} */ one) => one.most && one.tokens > one.most);
+  const wrong = tokens?.problem || cut;
   return html`<${Labelled} ...${{ label, field, id }}>
     <div class="prompt">
       <div class="prompt-colours" ref=${colours} aria-hidden="true">${coloured(value)}</div>
@@ -174,7 +184,7 @@ export function Prompt({ field, label, value, onChange, onMake, rows = 3, main =
           (one, number) => html`<li id=${`${id}-${number}`} role="option" aria-selected=${number === chosen} onMouseDown=${() => complete(one)}>${one.text}</li>`,
         )}
       </ul>
-      <span class="tokens" data-wrong=${tokens?.problem ? "" : undefined}>${note}</span>
+      <span class="tokens" data-wrong=${wrong ? "" : undefined}>${note}</span>
     </div>
   <//>`;
 }

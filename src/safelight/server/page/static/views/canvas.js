@@ -3,23 +3,24 @@
 
 import * as api from "../api.js";
 import { attempt, modelIsChosen, queue, report, someSeed } from "../actions.js";
-import { accept, addResults, boxContent, clearMask, discard, exported, fillMask, invertMask, layers, newCanvas, openOnCanvas, redo, setBox, Stroke, undo } from "../canvas/document.js";
+import { controlsOf } from "../canvas/controls.js";
+import { accept, addResults, boxContent, clearMask, discard, exported, invertMask, newCanvas, openOnCanvas, redo, setBox, undo } from "../canvas/document.js";
+import { LEAST_BOX, SNAP } from "../canvas/geometry.js";
 import { chosenVariants, requests, setForm } from "../form.js";
-import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib/htm-preact.js";
-import { IconButton, NumberField, PictureDrop, SliderField } from "../parts/elements.js";
+import { html, useEffect, useState } from "../lib/htm-preact.js";
+import { ControlLayers } from "../parts/control_layers.js";
+import { NumberField, PictureDrop, SliderField } from "../parts/elements.js";
 import { ModelPicker } from "../parts/models.js";
 import { Prompt } from "../parts/prompt.js";
+import { Stage } from "../parts/stage.js";
 import { current, useStore } from "../store.js";
 import { t } from "../strings.js";
 import { Running } from "./create.js";
 
 const TOOLS = ["brush", "eraser", "rectangle", "lasso", "fill", "box", "pan"];
+/** ControlNets for scribbles and lines read white on black. */
+const CONTROL_COLOUR = "#ffffff";
 const KEYS = { b: "brush", e: "eraser", r: "rectangle", l: "lasso", g: "fill", c: "box", h: "pan" };
-const SNAP = 8;
-const LEAST_BOX = 64;
-const LEAST_SCALE = 0.05;
-const MOST_SCALE = 16;
-const MOST_FITTED = 6;
 
 export function CanvasView() {
   const canvas = useStore((state) => state.canvas);
@@ -72,6 +73,7 @@ async function makeFromCanvas() {
       image: stored.digest,
       mask: storedMask ? storedMask.digest : "",
       outpaint: [],
+      controls: [...state.form.controls, ...(await controlsOf(box))],
       ...drawnSize(box, state),
       seed: state.form.seed ?? someSeed(),
     };
@@ -83,9 +85,11 @@ function Editor() {
   const form = useStore((state) => state.form);
   const canvas = useStore((state) => state.canvas);
   const [tool, setTool] = useState("brush");
-  const [layer, setLayer] = useState(/** @type {"picture" | "mask"} */ ("mask"));
+  const [chosen, setLayer] = useState("mask");
   const [radius, setRadius] = useState(24);
   const [colour, setColour] = useState("#b5371f");
+  // A layer that was removed is not painted any more.
+  const layer = ["mask", "picture"].includes(chosen) || canvas.controls.some((/** @type {any} */ one) => one.id === chosen) ? chosen : "mask";
   const [shown, setShown] = useState(/** @type {any} */ (null));
   const sheet = useStore((state) => state.sheet);
   const jobs = useStore((state) => state.jobs);
@@ -119,7 +123,8 @@ function Editor() {
         ${TOOLS.map((one) => html`<button type="button" aria-pressed=${tool === one} title=${`${t(`tool_${one}`)} (${Object.entries(KEYS).find(([, name]) => name === one)?.[0].toUpperCase()})`} onClick=${() => setTool(one)}>${t(`tool_${one}`)}</button>`)}
       </div>
       <div role="group" aria-label=${t("layer")} class="row">
-        ${["mask", "picture"].map((one) => html`<button type="button" aria-pressed=${layer === one} onClick=${() => setLayer(/** @type {any} */ (one))}>${t(`layer_${one}`)}</button>`)}
+        ${["mask", "picture"].map((one) => html`<button type="button" aria-pressed=${layer === one} onClick=${() => setLayer(one)}>${t(`layer_${one}`)}</button>`)}
+        ${canvas.controls.map((/** @type {any} */ one) => html`<button type="button" aria-pressed=${layer === one.id} onClick=${() => setLayer(one.id)}>${one.name}</button>`)}
         ${layer === "picture" && html`<input type="color" aria-label=${t("colour")} value=${colour} onInput=${(/** @type {any} */ event) => setColour(event.currentTarget.value)} />`}
       </div>
       <${SliderField} label=${t("brush_size")} value=${radius} min=${1} max=${512} step=${1} onChange=${setRadius} />
@@ -130,7 +135,7 @@ function Editor() {
         <button type="button" onClick=${clearMask}>${t("clear_mask")}</button>
       </div>
     </div>
-    <${Stage} tool=${tool} layer=${layer} radius=${radius} colour=${colour} shown=${shown} />
+    <${Stage} tool=${tool} layer=${layer} radius=${radius} colour=${layer === "picture" ? colour : CONTROL_COLOUR} shown=${shown} />
     <div class="canvas-side">
       <${Prompt} main=${true} field="prompt" label=${t("field_prompt")} value=${form.prompt} onChange=${(/** @type {string} */ prompt) => setForm({ prompt })} onMake=${makeFromCanvas} />
       <${ModelPicker} />
@@ -141,6 +146,7 @@ function Editor() {
       <div class="row"><button type="button" onClick=${() => setBox({ x: 0, y: 0, width: canvas.width, height: canvas.height })}>${t("box_whole")}</button>
         <button type="button" onClick=${save}>${t("export")}</button>
         <${PictureDrop} label=${t("open_picture")} onPicture=${(/** @type {Blob} */ file) => openOnCanvas(file).catch(report)} /></div>
+      <${ControlLayers} onPaint=${setLayer} />
       <${Running} />
       ${(candidates.length > 0 || waiting > 0) && html`<section class="card candidates" aria-label=${t("candidates")}>
         <h2>${t("candidates")} ${waiting > 0 && html`<small>${t("waiting_count", { count: waiting })}</small>`}</h2>
@@ -152,196 +158,4 @@ function Editor() {
       </section>`}
     </div>
   </div>`;
-}
-
-/** The surface with the picture. @param {any} props */
-function Stage({ tool, layer, radius, colour, shown }) {
-  const canvas = useStore((state) => state.canvas);
-  const stage = useRef(/** @type {any} */ (null));
-  const paper = useRef(/** @type {any} */ (null));
-  const cursor = useRef(/** @type {any} */ (null));
-  const [view, setView] = useState({ scale: 1, x: 0, y: 0 });
-  const [draft, setDraft] = useState(/** @type {[number, number][]} */ ([]));
-  const work = useRef(/** @type {any} */ ({ pointers: new Map() }));
-  const latest = useRef(view);
-  latest.current = view;
-
-  useLayoutEffect(() => {
-    paper.current.append(layers.picture, layers.mask);
-    layers.picture.className = "layer-picture";
-    layers.mask.className = "layer-mask";
-  }, []);
-  useLayoutEffect(() => {
-    // The whole picture is in view at first.
-    const box = stage.current.getBoundingClientRect();
-    const scale = Math.min((box.width - 40) / canvas.width, (box.height - 40) / canvas.height, MOST_FITTED);
-    setView({ scale, x: (box.width - canvas.width * scale) / 2, y: (box.height - canvas.height * scale) / 2 });
-  }, [canvas.width, canvas.height]);
-  useEffect(() => {
-    /** @param {WheelEvent} event */
-    const wheel = (event) => {
-      event.preventDefault();
-      const box = stage.current.getBoundingClientRect();
-      zoom(Math.exp(-event.deltaY * 0.0015), event.clientX - box.left, event.clientY - box.top);
-    };
-    stage.current.addEventListener("wheel", wheel, { passive: false });
-    return () => stage.current?.removeEventListener("wheel", wheel);
-  }, []);
-
-  /** @param {number} by @param {number} x @param {number} y */
-  const zoom = (by, x, y) => {
-    const now = latest.current;
-    const scale = Math.min(MOST_SCALE, Math.max(LEAST_SCALE, now.scale * by));
-    const real = scale / now.scale;
-    setView({ scale, x: x - (x - now.x) * real, y: y - (y - now.y) * real });
-  };
-  /** @param {any} event @returns {[number, number]} the place in the picture */
-  const at = (event) => {
-    const box = stage.current.getBoundingClientRect();
-    const now = latest.current;
-    return [(event.clientX - box.left - now.x) / now.scale, (event.clientY - box.top - now.y) / now.scale];
-  };
-  /** @param {any} event */
-  const radiusOf = (event) => (event.pointerType === "pen" && event.pressure ? radius * event.pressure * 2 : radius);
-
-  /** @param {any} event */
-  const down = (event) => {
-    stage.current.setPointerCapture(event.pointerId);
-    const { current: now } = work;
-    now.pointers.set(event.pointerId, event);
-    if (now.pointers.size === 2) {
-      now.stroke?.end();
-      now.stroke = null;
-      now.pinch = true;
-      return;
-    }
-    const [x, y] = at(event);
-    now.start = [x, y];
-    now.view = latest.current;
-    now.box = canvas.box;
-    now.grip = tool === "box" ? gripOf(canvas.box, x, y, 12 / latest.current.scale) : null;
-    now.panning = tool === "pan" || event.button === 1 || event.buttons === 4;
-    if (now.panning) return;
-    if (tool === "brush" || tool === "eraser") {
-      now.stroke = new Stroke(layer, { erase: tool === "eraser", colour });
-      now.stroke.to(x, y, radiusOf(event));
-    } else if (tool === "rectangle" || tool === "lasso") setDraft([[x, y]]);
-    else if (tool === "fill") fillMask(x, y).catch(report);
-  };
-  /** @param {any} event */
-  const move = (event) => {
-    const { current: now } = work;
-    if (cursor.current) {
-      const box = stage.current.getBoundingClientRect();
-      cursor.current.style.transform = `translate(${event.clientX - box.left}px, ${event.clientY - box.top}px)`;
-    }
-    const before = now.pointers.get(event.pointerId);
-    if (!before) return;
-    if (now.pinch) {
-      const others = [...now.pointers.values()].filter((one) => one.pointerId !== event.pointerId);
-      if (others.length) {
-        const box = stage.current.getBoundingClientRect();
-        const distance = (/** @type {any} */ one) => Math.hypot(one.clientX - others[0].clientX, one.clientY - others[0].clientY);
-        zoom(distance(event) / Math.max(1, distance(before)), (event.clientX + others[0].clientX) / 2 - box.left, (event.clientY + others[0].clientY) / 2 - box.top);
-        setView((view) => ({ ...view, x: view.x + (event.clientX - before.clientX) / 2, y: view.y + (event.clientY - before.clientY) / 2 }));
-      }
-      now.pointers.set(event.pointerId, event);
-      return;
-    }
-    now.pointers.set(event.pointerId, event);
-    const [x, y] = at(event);
-    if (now.panning) {
-      setView((view) => ({ ...view, x: view.x + event.clientX - before.clientX, y: view.y + event.clientY - before.clientY }));
-    } else if (now.stroke) {
-      for (const one of event.getCoalescedEvents?.() ?? [event]) now.stroke.to(...at(one), radiusOf(one));
-    } else if (now.grip) setBox(moved(now.box, now.grip, x - now.start[0], y - now.start[1]));
-    else if (draft.length && tool === "rectangle") {
-      const [[left, top]] = [now.start];
-      setDraft([[left, top], [x, top], [x, y], [left, y]]);
-    } else if (draft.length) setDraft([...draft, [x, y]]);
-  };
-  /** @param {any} event */
-  const up = (event) => {
-    const { current: now } = work;
-    now.pointers.delete(event.pointerId);
-    if (!now.pointers.size) now.pinch = false;
-    now.stroke?.end();
-    if (draft.length > 2) {
-      const stroke = new Stroke(layer, { erase: event.altKey, colour });
-      stroke.fill(draft);
-      stroke.end();
-    }
-    setDraft([]);
-    Object.assign(now, { stroke: null, grip: null, panning: false });
-  };
-  const { box } = canvas;
-  const place = shown && (canvas.boxes[shown.job] ?? box);
-  const painting = tool === "brush" || tool === "eraser";
-  return html`<div class="stage" ref=${stage} data-tool=${tool} tabindex="0" aria-label=${t("canvas_surface")} role="application"
-    onPointerDown=${down} onPointerMove=${move} onPointerUp=${up} onPointerCancel=${up}
-    onDragOver=${(/** @type {any} */ event) => event.preventDefault()}
-    onDrop=${(/** @type {any} */ event) => {
-      const file = [...(event.dataTransfer?.files ?? [])].find((one) => one.type.startsWith("image/"));
-      if (!file) return;
-      event.preventDefault();
-      event.stopPropagation();
-      openOnCanvas(file).catch(report);
-    }}>
-    <div class="paper" ref=${paper} style=${{ transform: `translate(${view.x}px, ${view.y}px) scale(${view.scale})`, width: `${canvas.width}px`, height: `${canvas.height}px` }} />
-    <div class="paper over" style=${{ transform: `translate(${view.x}px, ${view.y}px) scale(${view.scale})`, width: `${canvas.width}px`, height: `${canvas.height}px` }}>
-      ${shown && html`<img src=${shown.url} alt="" style=${{ left: `${place.x}px`, top: `${place.y}px`, width: `${place.width}px`, height: `${place.height}px` }} />`}
-    </div>
-    <svg class="overlay" aria-hidden="true"><g transform=${`translate(${view.x} ${view.y}) scale(${view.scale})`}>
-      <rect class="box" x=${box.x} y=${box.y} width=${box.width} height=${box.height} />
-      ${tool === "box" && grips(box).map(([x, y]) => html`<rect class="grip" x=${x - 5 / view.scale} y=${y - 5 / view.scale} width=${10 / view.scale} height=${10 / view.scale} />`)}
-      ${draft.length > 1 && html`<polygon class="draft" points=${draft.map((point) => point.join()).join(" ")} />`}
-    </g></svg>
-    ${painting && html`<div class="cursor" ref=${cursor}><i style=${{ width: `${radius * 2 * view.scale}px`, height: `${radius * 2 * view.scale}px` }} /></div>`}
-    <div class="zoom row">
-      <${IconButton} icon="plus" label=${t("zoom_in")} onClick=${() => zoomMiddle(stage.current, zoom, 1.25)} />
-      <span class="note">${Math.round(view.scale * 100)} %</span>
-      <button type="button" class="icon-button" aria-label=${t("zoom_out")} title=${t("zoom_out")} onClick=${() => zoomMiddle(stage.current, zoom, 0.8)}>−</button>
-    </div>
-  </div>`;
-}
-
-/** @param {HTMLElement} stage @param {(by: number, x: number, y: number) => void} zoom @param {number} by */
-function zoomMiddle(stage, zoom, by) {
-  const box = stage.getBoundingClientRect();
-  zoom(by, box.width / 2, box.height / 2);
-}
-
-/** @param {any} box @returns {[number, number, number, number][]} place and side of each grip: -1, 0 or 1 */
-function grips({ x, y, width, height }) {
-  const found = /** @type {[number, number, number, number][]} */ ([]);
-  for (const across of [-1, 0, 1]) for (const down of [-1, 0, 1]) if (across || down) found.push([x + ((across + 1) * width) / 2, y + ((down + 1) * height) / 2, across, down]);
-  return found;
-}
-
-/** @param {any} box @param {number} x @param {number} y @param {number} near @returns {[number, number] | null} which side is held; [0, 0] moves the box */
-function gripOf(box, x, y, near) {
-  const grip = grips(box).find(([gx, gy]) => Math.abs(gx - x) < near && Math.abs(gy - y) < near);
-  if (grip) return [grip[2], grip[3]];
-  const inside = x >= box.x && y >= box.y && x <= box.x + box.width && y <= box.y + box.height;
-  return inside ? [0, 0] : null;
-}
-
-/** @param {number} value */
-const snapped = (value) => Math.round(value / SNAP) * SNAP;
-
-/** @param {any} box @param {[number, number]} grip @param {number} dx @param {number} dy */
-function moved(box, [across, down], dx, dy) {
-  if (!across && !down) return { ...box, x: snapped(box.x + dx), y: snapped(box.y + dy) };
-  const next = { ...box };
-  if (across > 0) next.width = Math.max(LEAST_BOX, snapped(box.width + dx));
-  if (down > 0) next.height = Math.max(LEAST_BOX, snapped(box.height + dy));
-  if (across < 0) {
-    next.width = Math.max(LEAST_BOX, snapped(box.width - dx));
-    next.x = box.x + box.width - next.width;
-  }
-  if (down < 0) {
-    next.height = Math.max(LEAST_BOX, snapped(box.height - dy));
-    next.y = box.y + box.height - next.height;
-  }
-  return next;
 }

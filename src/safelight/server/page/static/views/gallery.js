@@ -2,7 +2,7 @@
 /** All images: search, boards, stars, tags, the trash, and what can be done with many at once. */
 
 import * as api from "../api.js";
-import { attempt, changeImages, report, trash } from "../actions.js";
+import { attempt, changeImages, check, report, toast, trash } from "../actions.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib/htm-preact.js";
 import { Dialog, Icon, IconButton, Menu, SelectField, TextField } from "../parts/elements.js";
 import { Thumbnail } from "../parts/image.js";
@@ -157,6 +157,20 @@ function Bulk({ ids, onClear }) {
   const [tagging, setTagging] = useState(false);
   const [tag, setTag] = useState("");
   const [deleting, setDeleting] = useState(false);
+  const [checked, setChecked] = useState(-1);
+  /** Make each image again in a fresh process, one after the other. */
+  const checkAll = async () => {
+    const answers = [];
+    for (const id of ids) {
+      setChecked(answers.length);
+      const answer = await check(id);
+      if (!answer) break;
+      answers.push(answer.same);
+    }
+    setChecked(-1);
+    const wrong = answers.filter((same) => !same).length;
+    if (answers.length) toast(wrong ? t("checked_wrong", { wrong, count: answers.length }) : t("checked_right", { count: answers.length }), wrong ? "bad" : "plain");
+  };
   /** @param {any} event */
   const addTag = (event) => {
     event.preventDefault();
@@ -177,6 +191,7 @@ function Bulk({ ids, onClear }) {
           <button type="button" onClick=${() => setTagging(true)}>${t("add_tag")}</button>
           <button type="button" onClick=${() => attempt(() => api.download("/images/export", { ids }, "safelight-images.zip"))}>${t("export")}</button>
           ${ids.length > 1 && ids.length <= 100 && html`<a class="button" href=${`/compare?images=${ids.join(",")}`}>${t("compare")}</a>`}
+          <button type="button" disabled=${checked >= 0} onClick=${checkAll}>${checked >= 0 ? t("checking_count", { done: checked, count: ids.length }) : t("same_ask")}</button>
           <button type="button" onClick=${() => trash(ids)}>${t("remove")}</button>`}
     <button type="button" class="quiet" onClick=${onClear}>${t("clear_selection")}</button>
     ${tagging && html`<${Dialog} label=${t("add_tag")} onClose=${() => setTagging(false)}><form onSubmit=${addTag}>

@@ -106,7 +106,7 @@ export function ImageView({ id, ids, onClose }) {
       <div class="row">
         <button type="button" aria-pressed=${image.starred} onClick=${() => changeImages([id], { starred: !image.starred })}><${Icon} name="star" filled=${image.starred} /> ${t("star")}</button>
         <${Menu} label=${t("download")} icon="download">
-          <a class="button" href=${image.url} download=${`${id}.png`}>${t("as_stored")}</a>
+          <a class="button" href=${image.url} download=${image.file_name}>${t("as_stored")}</a>
           ${image.program === "Safelight" && ["png", "jpeg", "webp"].map((form) => html`<a class="button" href=${`${image.url}?format=${form}&quality=95`} download=${`${id}.${form === "jpeg" ? "jpg" : form}`}>${form.toUpperCase()}</a>`)}
         <//>
         <${Menu} label=${t("to_board")}>

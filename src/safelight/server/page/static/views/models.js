@@ -7,6 +7,7 @@ import { setForm } from "../form.js";
 import { html, useEffect, useMemo, useState } from "../lib/htm-preact.js";
 import { Dialog, IconButton, NumberField, Section, SelectField, TextField } from "../parts/elements.js";
 import { Memory, Plot } from "../parts/memory.js";
+import { Compact, EarlierContents } from "../parts/model_versions.js";
 import { ModelPicture, residence, where } from "../parts/models.js";
 import { go } from "../router.js";
 import { current, useStore } from "../store.js";
@@ -34,7 +35,7 @@ export function Models() {
           return html`<li key=${model.name}><a class="model-card" href=${`/models/${api.part(model.name)}`} aria-current=${item === model.name ? "true" : undefined}>
             <${ModelPicture} model=${model} />
             <span class="model-text">${model.name}<small>${[model.base, model.variant, model.dtype, size(model.bytes)].filter(Boolean).join(" · ")}</small>
-              <span class="where" data-where=${now}>${where(now)}${model.pinned ? ` · ${t("pinned")}` : ""}</span></span>
+              <span class="where" data-where=${now}>${where(model, now)}${model.pinned ? ` · ${t("pinned")}` : ""}</span></span>
           </a></li>`;
         })}
       </ul>
@@ -166,7 +167,7 @@ function ModelView({ model, onClose }) {
   });
   return html`<${Dialog} label=${model.name} onClose=${onClose} className="model-view">
     <div class="row"><${ModelPicture} model=${model} /><div><h2>${model.name}</h2><p class="note">${[model.base, model.variant, model.prediction_type, model.dtype, size(model.bytes)].filter(Boolean).join(" · ")}</p></div></div>
-    <p><span class="where" data-where=${now}>${where(now)}</span></p>
+    <p><span class="where" data-where=${now}>${where(model, now)}</span></p>
     <div class="row">
       <button type="button" class="primary" onClick=${() => (setForm({ models: [model.name] }), go("/"))}>${t("use_model")}</button>
       <button type="button" onClick=${() => ask("load")}>${t("load")}</button>
@@ -183,6 +184,8 @@ function ModelView({ model, onClose }) {
       <dt>${t("digest")}</dt><dd><code>${model.digest ? model.digest.slice(0, 16) : t("not_read_yet")}</code></dd>
       ${shares.map(({ role, digest, others }) => html`<dt>${role.replaceAll("_", " ")}</dt><dd><code>${digest.slice(0, 12)}</code> ${others.length > 0 && html`<small>${t("shared_with", { names: others.slice(0, 4).join(", ") + (others.length > 4 ? ` +${others.length - 4}` : "") })}</small>`}</dd>`)}
     </dl>
+    <${Compact} model=${model} />
+    <${EarlierContents} model=${model} />
     <h3>${t("model_defaults")}</h3>
     <div class="defaults">
       ${DEFAULTS.map((name) => html`<${NumberField} key=${name} label=${t(`field_${name}`)} value=${defaults[name] ?? null} placeholder=${t("familys_own")} onChange=${(/** @type {number | null} */ value) => setDefaults({ ...defaults, [name]: value })} />`)}

@@ -2,15 +2,17 @@
 /** The settings of the server and of the page, and what says that images are right. */
 
 import * as api from "../api.js";
-import { attempt, loadDoctor, toast } from "../actions.js";
+import { attempt, toast } from "../actions.js";
 import { html, useEffect, useMemo, useState } from "../lib/htm-preact.js";
 import { SelectField, TextField } from "../parts/elements.js";
+import { inWords, Trust } from "../parts/trust.js";
+import { Versions } from "../parts/versions.js";
 import { change, useStore } from "../store.js";
-import { LANGUAGE_NAMES, languageNow, setLanguage, t, when } from "../strings.js";
+import { LANGUAGE_NAMES, languageNow, setLanguage, t } from "../strings.js";
 import { setTheme, themeNow } from "../theme.js";
 
 export function SettingsView() {
-  return html`<div class="settings"><${PageSettings} /><${Trust} /><${ServerSettings} /></div>`;
+  return html`<div class="settings"><${PageSettings} /><${Trust} /><${ServerSettings} /><${Versions} /></div>`;
 }
 
 function PageSettings() {
@@ -23,59 +25,6 @@ function PageSettings() {
     </div>
   </section>`;
 }
-
-/** What the worker computes with, and what was verified. */
-function Trust() {
-  const health = useStore((state) => state.health);
-  const memory = useStore((state) => state.memory);
-  const run = health?.run ?? {};
-  const transfers = memory?.transfers ?? {};
-  const verification = memory?.verification ?? "";
-  return html`<section class="card">
-    <h2>${t("trust")}</h2>
-    <p class="note">${t("trust_note")}</p>
-    <dl class="facts">
-      <dt>${t("server")}</dt><dd>Safelight ${health?.version} · ${health?.status === "ok" ? t("status_ok") : health?.problem}</dd>
-      <dt>${t("worker")}</dt><dd>${health?.worker === "ready" ? t("worker_ready") : t("worker_starting")} · ${t("restarts", { count: health?.restarts ?? 0 })}</dd>
-      ${Object.entries(run).map(([name, value]) => html`<dt>${name.replaceAll("_", " ")}</dt><dd>${text(value)}</dd>`)}
-    </dl>
-    <h3>${t("copies")}</h3>
-    <dl class="facts">${[...Object.entries(transfers), ["verification", verification]].map(([name, value]) => html`<dt>${name.replaceAll("_", " ")}</dt><dd>${text(value)}</dd>`)}</dl>
-    <${Doctor} />
-  </section>`;
-}
-
-/** The doctor: what it found, with the evidence and what to do. */
-function Doctor() {
-  const doctor = useStore((state) => state.doctor);
-  useEffect(() => {
-    attempt(loadDoctor);
-  }, []);
-  const running = doctor?.state === "running";
-  /** @type {any[]} */
-  const findings = doctor?.report?.findings ?? [];
-  const wrong = findings.filter((one) => !one.ok);
-  const report = doctor?.report && `data:application/json,${encodeURIComponent(JSON.stringify(doctor.report, null, 1))}`;
-  return html`<h3>${t("doctor")}</h3>
-    <p class="note">${t("doctor_note")}</p>
-    <div class="row">
-      <button type="button" onClick=${() => attempt(() => api.post("/doctor"))} disabled=${running}>${running ? t("examining") : t("examine")}</button>
-      ${report && html`<a class="button" href=${report} download="safelight-doctor.json">${t("save_report")}</a>`}
-      <span role="status" class="note">${running ? t("examining_since", { time: when(doctor.started) }) : doctor?.state === "done" ? (wrong.length ? t("findings_wrong", { count: wrong.length }) : t("findings_right", { count: findings.length })) : ""}</span>
-    </div>
-    ${doctor?.problem && html`<p class="problem">${doctor.problem}</p>`}
-    ${wrong.map((one) => html`<div class="finding"><p class="problem"><strong>${one.what}</strong>: ${one.evidence}</p><p>${one.todo}</p></div>`)}
-    ${findings.length > 0 && html`<details><summary class="note">${t("all_findings")}</summary><dl class="facts">${findings.map((one) => html`<dt>${one.suspect}</dt><dd>${one.what}: ${one.evidence}</dd>`)}</dl></details>`}`;
-}
-
-/** @type {(value: any) => string} */
-const text = (value) => {
-  if (value === null || typeof value !== "object") return String(value);
-  if (Array.isArray(value)) return value.map(text).join(", ");
-  return Object.entries(value)
-    .map(([name, one]) => `${name} ${text(one)}`)
-    .join(", ");
-};
 
 function ServerSettings() {
   const [settings, setSettings] = useState(/** @type {any[]} */ ([]));
@@ -104,14 +53,14 @@ function ServerSettings() {
 
 /** @param {{setting: any, onChange: (changed: any) => void}} props */
 function Setting({ setting, onChange }) {
-  const shown = setting.stored === null ? "" : text(setting.stored);
+  const shown = setting.stored === null ? "" : inWords(setting.stored);
   const [value, setValue] = useState(shown);
   /** @param {string | null} to */
   const save = async (to) => {
     const changed = await attempt(() => api.put(`/settings/${setting.name}`, { value: to }));
     if (!changed) return;
     onChange(changed);
-    setValue(changed.stored === null ? "" : text(changed.stored));
+    setValue(changed.stored === null ? "" : inWords(changed.stored));
     toast(t("setting_saved", { name: setting.name }));
   };
   return html`<div class="setting">
