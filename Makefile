@@ -119,9 +119,13 @@ starter: $(STAMP) ## train the starter checkpoints anew (hours), from the regist
 	cd starter && ../$(PY) -m recipe.flux.train && ../$(PY) -m recipe.flux.export && ../$(PY) -m recipe.flux.measure
 
 # build makes the wheel from the source archive, so an archive that lacks a file fails here.
-dist: $(STAMP) ## a wheel and a source archive of Safelight and of the starters, in dist/
-	rm -rf dist
-	$(PY) -m build --outdir dist $(if $(shell command -v uv),--installer uv) .
+HELP := src/safelight/server/page/help
+dist: $(STAMP) docs ## a wheel and a source archive of Safelight and of the starters, in dist/
+	rm -rf dist $(HELP)
+	cp -r build/site $(HELP)
+	$(PY) -m build --outdir dist --wheel $(if $(shell command -v uv),--installer uv) .
+	rm -rf $(HELP)
+	$(PY) -m build --outdir dist --sdist $(if $(shell command -v uv),--installer uv) .
 	$(PY) -m build --outdir dist $(if $(shell command -v uv),--installer uv) starter
 
 clean:

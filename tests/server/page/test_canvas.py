@@ -138,3 +138,55 @@ def test_the_box_is_drawn_by_hand_and_snaps(image: dict[str, Any], open_page: Op
     assert left % 8 == 0
     page.get_by_role("button", name="Whole picture").click()
     expect(page.get_by_label("Box left")).to_have_value("0")
+
+
+@pytest.mark.full
+def test_a_control_layer_is_painted_seen_undone_and_used(
+    image: dict[str, Any], open_page: Open, http: httpx.Client
+) -> None:
+    page = on_canvas(open_page, image)
+    page.get_by_text("Control layers", exact=True).click()
+    page.get_by_label("Add a ControlNet").select_option("edges")
+    layer = page.locator(".layer-control")
+    expect(layer).to_have_count(1)
+    # It is the layer that is painted now, in white.
+    page.get_by_label("Brush", exact=True).first.fill("3")
+    stroke(page, (0.2, 0.2), (0.8, 0.2), (0.8, 0.8))
+    white = "(canvas) => canvas.getContext('2d').getImageData(0, 0, 64, 64).data.filter((one) => one === 255).length"
+    painted = layer.evaluate(white)
+    assert painted > 100
+    page.get_by_role("button", name="Undo").click()
+    assert layer.evaluate(white) == 0
+    page.get_by_role("button", name="Redo").click()
+    assert layer.evaluate(white) == painted
+    page.get_by_role("button", name="From the picture").click()
+    page.get_by_label("Preprocessor").select_option("canny")
+    page.get_by_role("button", name="Show what it sees").click()
+    page.locator("img.control-preview").wait_for(timeout=20_000)
+    shot(page, "canvas-control")
+    page.get_by_label("Show the layer").uncheck()
+    expect(layer).to_have_count(0)
+    page.get_by_label("Prompt", exact=True).fill("octopus")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".candidates .thumbnail")).to_have_count(1, timeout=60_000)
+    made = http.get("/api/v1/images", params={"limit": 1, "metadata": True}).json()["images"][0]
+    [control] = made["metadata"]["request"]["controls"]
+    assert (control["name"], control["preprocessor"], len(control["image"])) == ("edges", "canny", 64)
+    page.get_by_role("button", name="Remove edges").click()
+    expect(page.locator(".canvas-side fieldset")).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".canvas-side fieldset")).to_have_count(1)
+
+
+@pytest.mark.full
+def test_an_image_of_the_gallery_is_dropped_on_the_canvas(image: dict[str, Any], open_page: Open) -> None:
+    page = open_page("/canvas")
+    address = page.evaluate("(path) => new URL(path, location.href).href", image["url"])
+    drop = """([selector, address]) => {
+        const data = new DataTransfer();
+        data.setData("text/uri-list", address);
+        const at = document.querySelector(selector);
+        at.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+    }"""
+    page.evaluate(drop, [".drop", address])
+    expect(page.locator(".layer-picture")).to_have_attribute("width", "64")

@@ -122,3 +122,30 @@ def test_models_and_seeds_fill_a_table(open_page: Open) -> None:
     page.get_by_role("button", name="Generate").click()
     expect(page.locator(".grid-table .thumbnail img")).to_have_count(4, timeout=60_000)
     shot(page, "models-times-seeds")
+
+
+@pytest.mark.full
+def test_many_images_are_proven_at_once(images: list[dict[str, Any]], open_page: Open, http: httpx.Client) -> None:
+    http.patch("/api/v1/images", json={"ids": [image["id"] for image in images], "trashed": False})
+    page = open_page("/gallery")
+    for number in range(2):
+        page.locator(".cell input[type=checkbox]").nth(number).check()
+    page.get_by_role("button", name="Same as in a fresh process?").click()
+    page.get_by_text("2 images checked: each is the same as in a fresh process.").wait_for(timeout=120_000)
+    expect(page.locator(".badge-same")).to_have_count(2)
+
+
+@pytest.mark.full
+def test_an_image_is_dragged_out_as_a_file(images: list[dict[str, Any]], open_page: Open, http: httpx.Client) -> None:
+    http.patch("/api/v1/images", json={"ids": [image["id"] for image in images], "trashed": False})
+    page = open_page("/gallery")
+    page.locator(".cell .thumbnail img").first.wait_for()
+    dragged = page.evaluate("""() => {
+        const data = new DataTransfer();
+        const event = new DragEvent("dragstart", { dataTransfer: data, bubbles: true });
+        document.querySelector(".cell .thumbnail").dispatchEvent(event);
+        return [data.getData("DownloadURL"), data.getData("text/uri-list")];
+    }""")
+    image = images[2]
+    assert dragged[1].endswith(image["url"])
+    assert dragged[0] == f"image/png:{image['file_name']}:{dragged[1]}"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
+from support import serving
 from support.foreign_pictures import PICTURES, PROMPT
 from support.scale import thinned
 
@@ -143,7 +144,7 @@ def test_prompts_are_completed_weighted_and_remembered(open_page: Open) -> None:
     prompt.press("Control+ArrowDown")
     prompt.press("Control+ArrowDown")
     expect(prompt).to_have_value("red apple")
-    expect(page.get_by_text("2 of 75 tokens")).to_be_visible()
+    expect(page.get_by_text("CLIP: 2 of 75 tokens")).to_be_visible()
     page.get_by_label("Steps", exact=True).fill("2")
     prompt.press("Control+Enter")
     page.locator(IMAGES).first.wait_for(timeout=60_000)
@@ -206,3 +207,60 @@ def test_an_image_begins_another_with_a_controlnet_and_a_lora(open_page: Open) -
     page.get_by_role("button", name="Use these settings").click()
     expect(page.get_by_label("Denoising strength", exact=True).last).to_have_value("0.9")
     expect(page.get_by_label("ink", exact=True).first).to_be_visible()
+
+
+@pytest.mark.full
+def test_cost_tokens_and_help_are_said_before_anything_is_made(open_page: Open) -> None:
+    page = open_page()
+    make(page, "red apple", steps=2)
+    page.locator(IMAGES).first.wait_for(timeout=60_000)
+    expect(page.locator(".cost")).to_contain_text("about")
+    page.get_by_label("Images", exact=True).fill("4")
+    expect(page.locator(".cost")).to_contain_text("for 4 images")
+    page.get_by_role("button", name="Models", exact=True).click()
+    page.get_by_role("option", name="starter-flux").click()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Remove starter-fluent").click()
+    expect(page.locator(".tokens").first).to_have_text("CLIP: 2 of 75 tokens · T5 1.1: 2 of 511 tokens")
+    help_button = page.get_by_role("button", name="Help").first
+    help_button.click()
+    expect(help_button).to_have_attribute("aria-expanded", "true")
+    shot(page, "cost")
+
+
+@pytest.mark.full
+def test_a_control_picture_is_preprocessed_before_it_is_used(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_text("ControlNet", exact=True).first.click()
+    page.get_by_label("Add a ControlNet").select_option("edges")
+    picture = Path(__file__).parents[3] / "docs/demo.png"
+    page.locator("fieldset input[type=file]").last.set_input_files(picture)
+    page.get_by_label("Preprocessor").select_option("canny")
+    first = page.locator("img.control-preview")
+    first.wait_for(timeout=20_000)
+    before = first.get_attribute("src")
+    page.get_by_label("Low threshold").fill("10")
+    expect(first).not_to_have_attribute("src", before or "", timeout=20_000)
+    shot(page, "preprocessor")
+
+
+@pytest.mark.full
+def test_a_smaller_file_canaries_and_versions(browser: Browser, tmp_path: Path) -> None:
+    with serving.serving(tmp_path / "root") as server:
+        page = browser.new_page()
+        page.goto(f"{server.url}/models/starter-noto")
+        page.get_by_label("Form", exact=True).select_option("q8_0")
+        page.get_by_role("button", name="Write", exact=True).click()
+        page.get_by_text("Added: starter-noto-q8_0").wait_for(timeout=120_000)
+        shot(page, "compact")
+        page.goto(f"{server.url}/settings")
+        # Drawing the image of the comparison made no canary: the doctor does.
+        page.get_by_text("Versions of Safelight").wait_for()
+        expect(page.get_by_role("button", name="Active", exact=True)).to_be_disabled()
+        page.get_by_text("No image had to be repaired.").wait_for()
+        page.get_by_label("Switches before it (soak)").fill("4")
+        page.get_by_role("button", name="Examine this machine").click()
+        page.get_by_role("img", name="The last soak").wait_for(timeout=400_000)
+        expect(page.locator(".canaries li")).not_to_have_count(0)
+        shot(page, "trust")
+        page.close()

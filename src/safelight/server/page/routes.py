@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from safelight.server.page import documentation
+
 FILES = Path(__file__).with_name("static")
 
 PREFIX = "/page"
@@ -44,6 +46,7 @@ def mount(app: FastAPI) -> None:
     """Add the page to the application."""
     # Some systems say otherwise, and a browser runs no script of another type.
     mimetypes.add_type("text/javascript", ".js")
+    documentation.mount(app)
     app.mount(PREFIX, _PageFiles(directory=FILES), name="page")
     for path in ("/", *(f"/{view}" for view in VIEWS), *(f"/{view}/{{item:path}}" for view in ("gallery", "models"))):
         app.add_route(path, _document, methods=["GET", "HEAD"], include_in_schema=False)

@@ -15,6 +15,7 @@ const HISTORY_SECONDS = 3600;
 const PROBE_MS = 2000;
 const MOST_DETAILS = 5000;
 const CHANGED_AT_ONCE = 1000;
+const DOCUMENTATION = "/help/index.html";
 
 /** Load everything that the page shows, then follow the events. */
 export async function start() {
@@ -66,6 +67,7 @@ async function loadAll() {
   }
   await loadSheet();
   if (health.worker === "starting") loadHealth().catch(report);
+  if (first) fetch(DOCUMENTATION, { method: "HEAD" }).then((answer) => change({ documentation: answer.ok }), () => undefined);
   loadMemory().catch(() => undefined);
   change((state) => ({ galleryVersion: state.galleryVersion + 1, ready: true }));
 }

@@ -4,7 +4,7 @@
 import { cancel, closeToast, isOwn, report, start } from "./actions.js";
 import { emptyCanvas } from "./canvas/document.js";
 import { html, render, useEffect, useState } from "./lib/htm-preact.js";
-import { IconButton, pictureFrom } from "./parts/elements.js";
+import { HelpLink, IconButton, pictureFrom } from "./parts/elements.js";
 import { readPicture } from "./parts/form.js";
 import { go, startRouter } from "./router.js";
 import { change, current, useStore } from "./store.js";
@@ -72,6 +72,7 @@ function Top({ view }) {
       ${Object.keys(VIEWS).map((name) => html`<a href=${name === "create" ? "/" : `/${name}`} aria-current=${view === name ? "page" : undefined}>${t(`view_${name}`)}</a>`)}
     </nav>
     <span class="status note">${device}</span>
+    <${HelpLink} page="index" label=${t("documentation")} />
     <${IconButton} icon="contrast" label=${t("light_or_dark")} onClick=${toggle} />
     ${!online && html`<p class="banner" role="alert">${t("offline")}</p>`}
     ${trouble && html`<p class="banner" role="alert">${t("queue_waits", { why: trouble })}</p>`}
@@ -119,6 +120,7 @@ change({
   memoryHistory: [],
   doctor: null,
   compacting: null,
+  documentation: false,
   switchHistory: [],
   galleryVersion: 0,
   filter: { search: "", model: "", lora: "", tag: "", board: "", program: "", starred: false, trashed: false, seed: "", from: "", to: "" },

@@ -29,7 +29,7 @@ export function startRouter() {
   document.addEventListener("click", (event) => {
     const link = /** @type {Element} */ (event.target).closest("a[href^='/']");
     const plain = event.button === 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
-    if (!link || !plain || link.hasAttribute("download") || link.getAttribute("href")?.startsWith("/api/")) return;
+    if (!link || !plain || link.hasAttribute("download") || link.getAttribute("target") || link.getAttribute("href")?.startsWith("/api/")) return;
     event.preventDefault();
     go(link.getAttribute("href") ?? "/");
   });

@@ -73,8 +73,9 @@ export function Controls() {
   if (!nets.length && !controls.length) return null;
   const fields = state.fields.control;
   const of = (/** @type {string} */ name) => fields.find((/** @type {any} */ field) => field.name === name);
+  // A picture takes a while to be stored: what was changed meanwhile counts.
   /** @param {number} at @param {any} values */
-  const change = (at, values) => setForm({ controls: controls.map((/** @type {any} */ one, /** @type {number} */ n) => (n === at ? { ...one, ...values } : one)) });
+  const change = (at, values) => setForm({ controls: current().form.controls.map((/** @type {any} */ one, /** @type {number} */ n) => (n === at ? { ...one, ...values } : one)) });
   const choices = (/** @type {string} */ name) => of(name).choices.map((/** @type {string} */ one) => [one, one]);
   return html`<${Section} name="controls" title="ControlNet" open=${controls.length > 0}>
     ${controls.map((/** @type {any} */ control, /** @type {number} */ at) => html`<fieldset key=${at}>

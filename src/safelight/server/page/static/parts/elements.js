@@ -4,7 +4,7 @@
 import { html, useEffect, useRef, useState } from "../lib/htm-preact.js";
 import { showField } from "../form.js";
 import { useStore } from "../store.js";
-import { t } from "../strings.js";
+import { languageNow, t } from "../strings.js";
 
 const PATHS = {
   close: "M6 6l12 12M18 6L6 18",
@@ -30,6 +30,17 @@ export function Icon({ name, filled }) {
   return html`<svg class="icon" viewBox="0 0 24 24" aria-hidden="true" data-filled=${filled ? "" : undefined}>
     <path d=${PATHS[name]} />
   </svg>`;
+}
+
+/** The pages of the documentation that there are in Chinese, too. */
+const TRANSLATED = ["index", "tutorial", "troubleshooting"];
+
+/** A link into the documentation, if this server has it. @param {{page: string, label: string}} props */
+export function HelpLink({ page, label }) {
+  const there = useStore((state) => state.documentation);
+  if (!there) return null;
+  const folder = languageNow() === "zh" && TRANSLATED.includes(page) ? "zh/" : "";
+  return html`<a class="help-link" href=${`/help/${folder}${page}.html`} target="_blank" rel="noreferrer">${label}</a>`;
 }
 
 /** A button with an icon. @param {any} props `icon`, `label`, and what a button has */

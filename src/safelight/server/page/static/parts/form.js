@@ -158,6 +158,12 @@ function Loras() {
   <//>`;
 }
 
+/** @param {number} at @param {string} digest of the picture; empty to remove it */
+function changeReference(at, digest) {
+  const { references } = current().form;
+  setForm({ references: digest ? references.with(at, digest) : references.filter((/** @type {any} */ _, /** @type {number} */ n) => n !== at) });
+}
+
 /** Image to image, inpainting, reference images. */
 function FromPicture() {
   const state = useShown();
@@ -165,7 +171,7 @@ function FromPicture() {
   const most = Math.max(0, ...chosenVariants(state).map(({ variant }) => variant?.most_references ?? 0));
   const needs = chosenVariants(state).flatMap(({ variant }) => variant?.needs ?? []);
   return html`<${Section} name="picture" title=${t("from_picture")} open=${Boolean(form.image) || form.references.length > 0 || needs.length > 0}>
-    <${FormPicture} label=${t("start_picture")} digest=${form.image} field="image" onChange=${(/** @type {string} */ image) => setForm({ image, mask: image ? form.mask : "" })} />
+    <${FormPicture} label=${t("start_picture")} digest=${form.image} field="image" onChange=${(/** @type {string} */ image) => setForm({ image, mask: image ? current().form.mask : "" })} />
     ${form.image && html`
       <${Slide} name="strength" />
       <p class="note"><a href="/canvas">${t("paint_mask")}</a></p>
@@ -176,8 +182,8 @@ function FromPicture() {
     `}
     ${(most > 0 || form.references.length > 0) && html`
       <p class="note">${t("references_note", { most })}</p>
-      ${form.references.map((/** @type {string} */ digest, /** @type {number} */ at) => html`<${FormPicture} key=${digest} label=${t("reference", { number: at + 1 })} digest=${digest} field="references" onChange=${(/** @type {string} */ one) => setForm({ references: one ? form.references.with(at, one) : form.references.filter((/** @type {any} */ _, /** @type {number} */ n) => n !== at) })} />`)}
-      ${form.references.length < most && html`<${FormPicture} label=${t("reference", { number: form.references.length + 1 })} digest="" field="references" onChange=${(/** @type {string} */ one) => setForm({ references: [...form.references, one] })} />`}
+      ${form.references.map((/** @type {string} */ digest, /** @type {number} */ at) => html`<${FormPicture} key=${digest} label=${t("reference", { number: at + 1 })} digest=${digest} field="references" onChange=${(/** @type {string} */ one) => changeReference(at, one)} />`)}
+      ${form.references.length < most && html`<${FormPicture} label=${t("reference", { number: form.references.length + 1 })} digest="" field="references" onChange=${(/** @type {string} */ one) => setForm({ references: [...current().form.references, one] })} />`}
     `}
   <//>`;
 }

@@ -6,7 +6,7 @@ import { attempt, loadModels, toast } from "../actions.js";
 import { html, useEffect, useState } from "../lib/htm-preact.js";
 import { useStore } from "../store.js";
 import { size, t } from "../strings.js";
-import { SelectField } from "./elements.js";
+import { HelpLink, SelectField } from "./elements.js";
 
 const FORMS = ["q8_0", "q5_0", "q4_0", "fp8"];
 
@@ -18,7 +18,7 @@ export function Compact({ model }) {
   const running = state?.state === "running";
   const ask = () => attempt(() => api.post(`/models/${api.part(model.name)}/compact`, { form }));
   return html`<h3>${t("compact")}</h3>
-    <p class="note">${t("compact_note")}</p>
+    <p class="note">${t("compact_note")} <${HelpLink} page="forms" label=${t("documentation")} /></p>
     <div class="row">
       <${SelectField} label=${t("compact_form")} value=${form} options=${FORMS.map((one) => [one, one])} onChange=${setForm} />
       <button type="button" onClick=${ask} disabled=${running}>${running ? t("compact_running", { name: state.about.model }) : t("compact_make")}</button>

@@ -6,7 +6,7 @@ import { attempt, loadDoctor } from "../actions.js";
 import { html, useEffect, useState } from "../lib/htm-preact.js";
 import { useStore } from "../store.js";
 import { t, when } from "../strings.js";
-import { NumberField } from "./elements.js";
+import { HelpLink, NumberField } from "./elements.js";
 
 /** What the worker computes with, and what was verified. */
 export function Trust() {
@@ -17,7 +17,7 @@ export function Trust() {
   const verification = memory?.verification ?? "";
   return html`<section class="card">
     <h2>${t("trust")}</h2>
-    <p class="note">${t("trust_note")}</p>
+    <p class="note">${t("trust_note")} <${HelpLink} page="troubleshooting" label=${t("troubleshooting")} /></p>
     <dl class="facts">
       <dt>${t("server")}</dt><dd>Safelight ${health?.version} · ${health?.status === "ok" ? t("status_ok") : health?.problem}</dd>
       <dt>${t("worker")}</dt><dd>${health?.worker === "ready" ? t("worker_ready") : t("worker_starting")} · ${t("restarts", { count: health?.restarts ?? 0 })}</dd>

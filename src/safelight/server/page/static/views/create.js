@@ -5,7 +5,7 @@ import { cancel, cancelWaiting, setPriority } from "../actions.js";
 import { html, useState } from "../lib/htm-preact.js";
 import { GenerationForm } from "../parts/form.js";
 import { Thumbnail } from "../parts/image.js";
-import { IconButton, Section } from "../parts/elements.js";
+import { HelpLink, IconButton, Section } from "../parts/elements.js";
 import { Memory } from "../parts/memory.js";
 import { go } from "../router.js";
 import { useStore } from "../store.js";
@@ -111,6 +111,6 @@ function Welcome() {
     <h2>${t("welcome")}</h2>
     <p>${models.length ? t("welcome_models") : t("welcome_no_models")}</p>
     <p class="note">${t("welcome_keys")}</p>
-    <p><a class="button" href="/models">${t("get_models")}</a></p>
+    <p><a class="button" href="/models">${t("get_models")}</a> <${HelpLink} page="tutorial" label=${t("tutorial")} /></p>
   </section>`;
 }

@@ -4,7 +4,7 @@
 import * as api from "../api.js";
 import { attempt, toast } from "../actions.js";
 import { html, useEffect, useMemo, useState } from "../lib/htm-preact.js";
-import { SelectField, TextField } from "../parts/elements.js";
+import { HelpLink, SelectField, TextField } from "../parts/elements.js";
 import { inWords, Trust } from "../parts/trust.js";
 import { Versions } from "../parts/versions.js";
 import { change, useStore } from "../store.js";
@@ -45,7 +45,7 @@ function ServerSettings() {
   const replace = (changed) => setSettings(settings.map((one) => (one.name === changed.name ? changed : one)));
   return html`<section class="card">
     <h2>${t("server_settings")}</h2>
-    <p class="note">${t("settings_note")}</p>
+    <p class="note">${t("settings_note")} <${HelpLink} page="settings" label=${t("documentation")} /></p>
     <${TextField} label=${t("search_settings")} type="search" value=${search} onChange=${setSearch} />
     ${groups.map(([group, all]) => html`<div key=${group}><h3>${group}</h3>${all.map((one) => html`<${Setting} key=${one.name} setting=${one} onChange=${replace} />`)}</div>`)}
   </section>`;
