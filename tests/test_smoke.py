@@ -148,6 +148,7 @@ def test_index() -> None:
 @pytest.mark.full
 def test_page() -> None:
     assert "| first paint |" in run("benchmarks/page.py", "--images", "60", "--times", "1")
+    assert "| heap of the scripts |" in run("benchmarks/page_soak.py", "--minutes", "0.1", "--jobs", "2")
     assert run("tools/check_page.py") == ""
 
 
