@@ -116,7 +116,7 @@ def test_a_section_that_dies_is_a_finding(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_ordering() -> None:
-    printed = run("benchmarks/ordering.py", "--jobs", "300")
+    printed = run("benchmarks/ordering.py", "--jobs", "300", "--slots", "2")
     assert printed.count("| bursts |") == printed.count("| steady |") == 6
 
 

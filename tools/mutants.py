@@ -340,14 +340,14 @@ MUTANTS = (
     Mutant(
         "an end that could not be written is written before the next job",
         "workers/dispatcher.py",
-        "        self._write()\n        resident",
-        "        resident",
+        "        self._write(slot)\n        job = None",
+        "        job = None",
         "tests/workers/test_dispatcher.py",
     ),
     Mutant(
         "a cancel between two tries",
         "workers/dispatcher.py",
-        "            if job.id in self._runner.cancelled:\n                # Somebody",
+        "            if job.id in slot.runner.cancelled:\n                # Somebody",
         "            if False:\n                # Somebody",
         "tests/workers/test_dispatcher.py",
     ),

@@ -7,7 +7,6 @@ pydantic-settings merges the sources: command line, ``SAFELIGHT_*`` variables, a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,10 +16,19 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from safelight.extensions import extensions
 from safelight.file_patterns import DEFAULT, check_pattern
 from safelight.origins import check_origins
 from safelight.request.run_settings import AttentionType, Precision, SliceSize
+from safelight.setting_types import (
+    DEVICES,
+    AnyDevice,
+    AttentionTypes,
+    Folders,
+    Words,
+    default_root,
+    make_absolute,
+    number_to_text,
+)
 
 PREFIX = "SAFELIGHT_"
 """The environment variable of a setting is this prefix with the setting's name in capitals."""
@@ -62,62 +70,6 @@ def _declare(description: str, details: SettingDetails, **attributes: Any) -> An
     return Field(description=description, json_schema_extra=asdict(details), **attributes)
 
 
-def default_root() -> Path:
-    """Return the platform's folder for the user's data of Safelight."""
-    from platformdirs import user_data_path
-
-    return user_data_path("safelight", appauthor=False)
-
-
-def _parse_yaml(value: object) -> object:
-    """Parse text from a variable or the command line, such as ``{sdxl: sliced, my-model: normal}``."""
-    if not isinstance(value, str):
-        return value
-    import yaml  # takes 10 ms, and most commands read no YAML
-
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError("is not YAML") from error
-
-
-def _split_folders(value: object) -> object:
-    """Split text into folders. Text is a YAML list, or has the system's separator (``:``; on Windows ``;``)."""
-    if isinstance(value, str) and not value.startswith("["):
-        return [part for part in value.split(os.pathsep) if part]
-    return _parse_yaml(value)
-
-
-def _split_words(value: object) -> object:
-    """Split text into words. Text is a YAML list, or has commas."""
-    if isinstance(value, str) and not value.startswith("["):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return _parse_yaml(value)
-
-
-def _number_to_text(value: object) -> object:
-    return str(value) if isinstance(value, int) else value
-
-
-def _make_absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
-
-
-DEVICES = ("auto", "cpu", "cuda", "mps", "simulated")
-DEVICE_GROUP = "safelight.devices"
-
-
-def _check_device(name: str) -> str:
-    if name not in DEVICES and name not in extensions(DEVICE_GROUP):
-        raise ValueError("is neither a built-in device nor that of an installed package")
-    return name
-
-
-AnyDevice = Annotated[str, AfterValidator(_check_device)]
-AttentionTypes = Annotated[dict[str, AttentionType], BeforeValidator(_parse_yaml)]
-Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_folders)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
-
 _MACHINE = "depends on the machine"
 
 
@@ -138,7 +90,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    root: Annotated[Path, AfterValidator(_make_absolute)] = _declare(
+    root: Annotated[Path, AfterValidator(make_absolute)] = _declare(
         "Safelight stores models, images and all other data in this folder.",
         SettingDetails(group="Folders", default_text="the user's data folder"),
         default_factory=default_root,
@@ -185,6 +137,12 @@ class Settings(BaseSettings):
         ),
         default="auto",
     )
+    devices: Words = _declare(
+        "A server has a slot, a device with a worker of its own, for each of these. `auto` is every GPU, or what "
+        "`device` says; `cuda:1` is the second GPU, `cpu:2` are two workers on the CPU.",
+        SettingDetails(group="Computing", allowed="a list of devices, separated by commas", default_text="auto"),
+        default=("auto",),
+    )
     precision: Precision = _declare(
         "Models compute in this dtype. `auto` is fp32 on a CPU. On another device, it is a dtype in which that device "
         "computes correctly.",
@@ -211,7 +169,7 @@ class Settings(BaseSettings):
         ),
         default={},
     )
-    attention_slice_size: Annotated[SliceSize, BeforeValidator(_number_to_text)] = _declare(
+    attention_slice_size: Annotated[SliceSize, BeforeValidator(number_to_text)] = _declare(
         "The kernel `sliced` computes this number of heads at once. `balanced` and `auto` are half of the heads. "
         "`max` slices most: one head at once.",
         SettingDetails(group="Computing", unit="heads", in_invokeai=True),
@@ -385,6 +343,19 @@ class Settings(BaseSettings):
         "Later jobs may delay a waiting job for at most this time.",
         SettingDetails(group="Queue", unit="seconds"),
         default=600.0,
+        ge=0,
+    )
+    queue_lead_seconds: float = _declare(
+        "The jobs of one person may compute for at most this much longer than those of another person who waits.",
+        SettingDetails(group="Queue", unit="seconds"),
+        default=60.0,
+        ge=0,
+    )
+    stall_seconds: float = _declare(
+        "When a job makes no progress for this time, Safelight replaces its worker and tries the job once more. 0 "
+        "waits for ever.",
+        SettingDetails(group="Queue", unit="seconds"),
+        default=0.0,
         ge=0,
     )
     idle_unload_seconds: float = _declare(

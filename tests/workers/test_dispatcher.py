@@ -7,101 +7,22 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 from support.jobs import made_up
+from support.scripted_queue import Queue, Told, died, done
 
-from safelight.assembly.programs import ZYGOTE
-from safelight.errors import QueueFullError, StorageError, WorkerDiedError
-from safelight.queue.database import Database
-from safelight.queue.events import Event, Events
-from safelight.queue.image_files import Gallery
-from safelight.queue.image_store import ImageStore
-from safelight.queue.job import QueuedJob
-from safelight.queue.order import OvertakeLimits
-from safelight.request.job import Job
+from safelight.errors import QueueFullError, StorageError
+from safelight.queue.events import Event
 from safelight.request.schema import Request
 from safelight.server import problems
 from safelight.settings_sources import load_settings
-from safelight.workers.dispatcher import Dispatcher
-from safelight.workers.isolation import ForkingRunner
 from safelight.workers.messages import Ended, FromWorker, Generate
 from safelight.workers.supervisor import Supervisor
-
-Script = Callable[[Generate], Generator[FromWorker]]
-
-
-class Told:
-    """A supervisor whose worker follows a script."""
-
-    restarts = 0
-
-    def __init__(self) -> None:
-        self.script: Script = done
-        self.cancelled: list[str] = []
-
-    def run(self, wanted: Generate, _: Callable[[], bool]) -> Generator[FromWorker]:
-        return self.script(wanted)
-
-    def cancel(self, job: str) -> None:
-        self.cancelled.append(job)
-
-    def ask(self, *_: str) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_exception(WorkerDiedError("says nothing"))
-        return future
-
-    def close(self) -> None:
-        pass
-
-
-def done(wanted: Generate) -> Generator[FromWorker]:
-    yield Ended(wanted.job_id, "done", "", ())
-
-
-def died(_: Generate) -> Generator[FromWorker]:
-    raise WorkerDiedError("was killed")
-    yield
-
-
-def _resolve(request: Request, digest: str) -> Job:
-    return made_up(request, digest)
-
-
-class Queue:
-    """A dispatcher with a database of its own."""
-
-    def __init__(self, folder: Path, supervisor: Any) -> None:
-        self.database, self.events, self.supervisor = Database(folder), Events(), supervisor
-        self.dispatcher = Dispatcher(
-            self.database,
-            ImageStore(self.database, Gallery(folder), self.events),
-            supervisor,
-            ForkingRunner(ZYGOTE, None),
-            self.events,
-            OvertakeLimits(),
-            3,
-            _resolve,
-        )
-
-    def accept(self) -> QueuedJob:
-        [job] = self.dispatcher.accept(made_up(Request("x", "starter-noto"), "d"))
-        return job
-
-    def ended(self, job: QueuedJob) -> QueuedJob:
-        until = time.monotonic() + 10
-        while True:
-            found = self.database.job(job.id)
-            assert found is not None
-            if found.ended is not None:
-                return found
-            assert time.monotonic() < until, found
-            time.sleep(0.005)
 
 
 @pytest.fixture
@@ -197,7 +118,7 @@ def test_a_job_is_cancelled_while_its_worker_still_starts(tmp_path: Path) -> Non
     queue = Queue(tmp_path, supervisor)
     job = queue.accept()
     queue.dispatcher.start()
-    while queue.dispatcher.running is None:
+    while not queue.dispatcher.running():
         time.sleep(0.005)
     assert supervisor.run_settings(0.0) is None
     assert queue.dispatcher.cancel(job.id)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safelight.assembly.command_run import CommandRun
 from safelight.assembly.isolated import open_isolated_runner
 from safelight.assembly.library import open_library
 from safelight.assembly.programs import WORKER
+from safelight.assembly.slots import SlotPlan, plan_slots
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.inputs import Inputs
@@ -27,16 +29,18 @@ from safelight.queue.events import Event, Events
 from safelight.queue.image_files import Gallery
 from safelight.queue.image_store import ImageStore
 from safelight.queue.order import OvertakeLimits
-from safelight.queue.timings import Timings
+from safelight.queue.timings import Timings, known
 from safelight.request.job import Job
 from safelight.request.schema import Request
 from safelight.resolve.contents import find_model
 from safelight.resolve.resolve import resolve
 from safelight.settings import Settings
 from safelight.settings_sources import LoadedSettings, explain_settings
+from safelight.workers.choosing import Choosing
 from safelight.workers.dispatcher import Dispatcher
 from safelight.workers.fresh_process import FreshProcesses
-from safelight.workers.isolation import IsolatedRunner
+from safelight.workers.job_runner import JobRunner
+from safelight.workers.slot import Slot
 from safelight.workers.supervisor import Supervisor
 
 _log = Log(__name__)
@@ -63,17 +67,20 @@ class Services:
     gallery: Gallery
     images: ImageStore
     events: Events
-    supervisor: Supervisor
     dispatcher: Dispatcher
     fresh_processes: FreshProcesses
-    isolated_runner: IsolatedRunner
     downloads: Downloads
     watcher: FolderWatcher
     doctor: CommandRun
     compacting: CommandRun
     timings: Timings
     lock: FileLock
-    stopping: threading.Event = field(default_factory=threading.Event)
+    stopping: threading.Event
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """The supervisor of the first slot's worker."""
+        return self.dispatcher.slots[0].supervisor
 
     def start(self) -> None:
         """Start the queue. Once a day, empty the trash of what was there long enough, and trash unused input images."""
@@ -102,8 +109,8 @@ class Services:
         self.compacting.stop()
         self.fresh_processes.close()
         self.dispatcher.stop(self.settings.shutdown_seconds)
-        self.supervisor.close()
-        self.isolated_runner.close()
+        for slot in self.dispatcher.slots:
+            slot.runner.close()
         self.database.close()
         self.lock.release()
 
@@ -122,27 +129,9 @@ def open_services(settings: Settings, sources: LoadedSettings | None = None) -> 
     database = Database(settings.root)
     gallery, events = Gallery(settings.root, settings.image_names), Events()
     images = ImageStore(database, gallery, events)
-    supervisor = Supervisor(WORKER, settings, settings.spare_worker)
-    overtake_limits = OvertakeLimits(settings.queue_overtakes, settings.queue_delay_seconds)
-    isolated_runner = open_isolated_runner(settings)
     catalog = Catalog(library, Adapters(settings.root), Inputs(settings.root))
-
-    def resolve_again(request: Request, digest: str) -> Job:
-        return resolve(request, catalog, by_path=False, model=find_model(request.model, digest, library))
-
-    timings = Timings(settings.root / "timings.json")
-    dispatcher = Dispatcher(
-        database,
-        images,
-        supervisor,
-        isolated_runner,
-        events,
-        overtake_limits,
-        settings.max_queue_size,
-        resolve_again,
-        timings,
-        settings.idle_unload_seconds,
-    )
+    timings, stopping = Timings(settings.root / "timings.json"), threading.Event()
+    dispatcher = _open_dispatcher(settings, catalog, database, images, events, timings, stopping)
     fresh_processes = FreshProcesses(WORKER, settings, catalog)
     return Services(
         settings,
@@ -154,16 +143,59 @@ def open_services(settings: Settings, sources: LoadedSettings | None = None) -> 
         gallery,
         images,
         events,
-        supervisor,
         dispatcher,
         fresh_processes,
-        isolated_runner,
         _open_downloads(settings, library, events),
         _open_watcher(settings, catalog, events),
         CommandRun(settings.root, lambda: events.tell(Event("doctor", ""))),
         CommandRun(settings.root, lambda: _tell_compacting(events)),
         timings,
         lock,
+        stopping,
+    )
+
+
+def _open_dispatcher(
+    settings: Settings,
+    catalog: Catalog,
+    database: Database,
+    images: ImageStore,
+    events: Events,
+    timings: Timings,
+    stopping: threading.Event,
+) -> Dispatcher:
+    library = catalog.library
+
+    def resolve_again(request: Request, digest: str) -> Job:
+        return resolve(request, catalog, by_path=False, model=find_model(request.model, digest, library))
+
+    def switch_seconds(digest: str) -> float | None:
+        models = [known(card) for card in library.cards()]
+        found = dict(zip((one.digest for one in models), timings.switch_seconds(models), strict=True))
+        return found.get(digest)
+
+    limits = OvertakeLimits(settings.queue_overtakes, settings.queue_delay_seconds, settings.queue_lead_seconds)
+    choosing = Choosing(database, limits, switch_seconds)
+
+    def open_slot(plan: SlotPlan) -> Slot:
+        supervisor = Supervisor(WORKER, plan.settings, settings.spare_worker, plan.environment)
+        isolated = open_isolated_runner(plan.settings)
+        runner = JobRunner(
+            *(plan.name, database, images, supervisor, isolated, events, resolve_again),
+            *(partial(choosing.upcoming, plan.name), timings, stopping),
+        )
+        return Slot(plan.name, supervisor, runner)
+
+    return Dispatcher(
+        database,
+        images,
+        [open_slot(plan) for plan in plan_slots(settings)],
+        choosing,
+        events,
+        settings.max_queue_size,
+        settings.idle_unload_seconds,
+        settings.stall_seconds,
+        stopping,
     )
 
 

@@ -40,7 +40,7 @@ class Database:
     def close(self) -> None:
         self._file.close()
 
-    def accept(self, *jobs: Job, client: str = "", priority: int = 0) -> list[QueuedJob]:
+    def accept(self, *jobs: Job, client: str = "", person: str = "", priority: int = 0) -> list[QueuedJob]:
         """Append new jobs to the queue and return them; when one cannot be stored, none is."""
         rows = [
             JobRow(
@@ -48,6 +48,8 @@ class Database:
                 document=job.to_json(),
                 model_digest=job.model.digest,
                 client=client,
+                person=person,
+                slot="",
                 created=time.time(),
                 state="queued",
                 priority=priority,
@@ -90,6 +92,12 @@ class Database:
         with self._file.session() as session:
             return session.scalars(select(func.count()).where(JobRow.state == "queued")).one()
 
+    def people(self) -> set[str]:
+        """Return the people whose jobs wait or run."""
+        with self._file.session() as session:
+            query = select(JobRow.person).where(JobRow.state.in_(("queued", "running"))).distinct()
+            return set(session.scalars(query))
+
     def counts(self) -> dict[str, int]:
         """Return the number of jobs in each state."""
         with self._file.session() as session:
@@ -99,7 +107,8 @@ class Database:
     def waiting(self, candidates: int) -> list[Waiting]:
         """Return the queued jobs that :mod:`safelight.queue.order` chooses from, in the order of arrival.
 
-        They are the oldest ``candidates`` jobs, and the first ``candidates`` by priority and then by age.
+        They are, of each person, the oldest ``candidates`` jobs, and the first ``candidates`` by priority and then by
+        age.
         """
         columns = (
             JobRow.id,
@@ -108,15 +117,26 @@ class Database:
             JobRow.priority,
             JobRow.overtaken,
             JobRow.delayed,
+            JobRow.person,
+            JobRow.slot,
         )
-        query = select(*columns).where(JobRow.state == "queued").limit(candidates)
-        orders = ((JobRow.number,), (JobRow.priority.desc(), JobRow.number))
+        by_age = func.row_number().over(partition_by=JobRow.person, order_by=JobRow.number)
+        by_priority = func.row_number().over(
+            partition_by=JobRow.person, order_by=(JobRow.priority.desc(), JobRow.number)
+        )
+        ranks = by_age.label("by_age"), by_priority.label("by_priority")
+        ranked = select(*columns, *ranks).where(JobRow.state == "queued").subquery()
+        query = (
+            select(*(ranked.c[column.key] for column in columns))
+            .where((ranked.c.by_age <= candidates) | (ranked.c.by_priority <= candidates))
+            .order_by(ranked.c.number)
+        )
         with self._file.session() as session:
-            found = [row for by in orders for row in session.execute(query.order_by(*by)).tuples()]
-        return sorted((Waiting(*row) for row in set(found)), key=lambda job: job.number)
+            rows: Sequence[Any] = session.execute(query).all()
+        return [Waiting(*row) for row in rows]
 
-    def start(self, job_id: str, reason: str) -> QueuedJob | None:
-        """Set a queued job to running, and count it as overtaking the earlier jobs that still wait.
+    def start(self, job_id: str, reason: str, slot: str = "") -> QueuedJob | None:
+        """Set a queued job to running, and count it as overtaking the person's earlier jobs that still wait.
 
         Returns the job, or None when it is no longer queued.
         """
@@ -124,14 +144,14 @@ class Database:
             changed = session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.state == "queued")
-                .values(state="running", started=time.time(), attempts=JobRow.attempts + 1, reason=reason)
+                .values(state="running", started=time.time(), attempts=JobRow.attempts + 1, reason=reason, slot=slot)
             )
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
                 return None
             row = session.scalars(select(JobRow).where(JobRow.id == job_id)).one()
             session.execute(
                 update(JobRow)
-                .where(JobRow.state == "queued", JobRow.number < row.number)
+                .where(JobRow.state == "queued", JobRow.number < row.number, JobRow.person == row.person)
                 .values(overtaken=JobRow.overtaken + 1)
             )
             return _job(row)
@@ -148,7 +168,7 @@ class Database:
         """End a job, and return whether this call ended it: a job ends only once.
 
         ``was``: the states from which the job may end.
-        ``seconds``: for how long it computed; this delayed the earlier jobs that still wait.
+        ``seconds``: for how long it computed; this delayed the person's earlier jobs that still wait.
         """
         values = {"state": state, "ended": time.time(), "reason": reason, "failure": failure}
         return self._leave_state(job_id, was, seconds, values)
@@ -183,9 +203,10 @@ class Database:
                 return False
             if seconds:
                 number = select(JobRow.number).where(JobRow.id == job_id).scalar_subquery()
+                person = select(JobRow.person).where(JobRow.id == job_id).scalar_subquery()
                 session.execute(
                     update(JobRow)
-                    .where(JobRow.state == "queued", JobRow.number < number)
+                    .where(JobRow.state == "queued", JobRow.number < number, JobRow.person == person)
                     .values(delayed=JobRow.delayed + seconds)
                 )
             return True
@@ -245,6 +266,8 @@ def _job(row: JobRow) -> QueuedJob:
         model_digest=row.model_digest,
         job=job,
         client=row.client,
+        person=row.person,
+        slot=row.slot,
         created=row.created,
         state=row.state,  # pyright: ignore[reportArgumentType]
         priority=row.priority,

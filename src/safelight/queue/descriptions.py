@@ -36,6 +36,8 @@ def job_to_dict(job: QueuedJob) -> dict[str, Any]:
         "model_digest": job.model_digest,
         "request": {name: getattr(request, name) for name in request.__slots__},
         "client": job.client,
+        "person": job.person,
+        "slot": job.slot,
         "priority": job.priority,
         "created": job.created,
         "started": job.started,

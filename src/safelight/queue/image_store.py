@@ -26,8 +26,8 @@ class ImageStore:
         self._gallery = gallery
         self._events = events
 
-    def add(self, job: QueuedJob, index: int, image: Image) -> None:
-        """Store an image of a running job; do nothing if the job no longer runs."""
+    def add(self, job: QueuedJob, index: int, image: Image, slot: str = "") -> None:
+        """Store an image of a running job; do nothing if the job no longer runs. ``slot``: where it was made."""
         image_id = uuid.uuid4().hex
         request = image.metadata.get("request", {})
         stored = StoredImage(
@@ -48,6 +48,7 @@ class ImageStore:
                     "seconds": asdict(image.seconds),
                     "host_peak_bytes": image.host_peak_bytes,
                     "warnings": list(image.warnings),
+                    **({"slot": slot} if slot else {}),
                 },
             },
             prompt=str(request.get("prompt", "")),

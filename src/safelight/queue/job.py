@@ -54,7 +54,9 @@ class QueuedJob:
     since, the job fails.
     ``job``: the resolved request. None for a job stored by schema version 1; it is resolved when it starts.
     ``client``: the client that sent the request.
-    ``overtaken``: the number of later jobs that started before this one.
+    ``person``: the person whose request it is; "" if the server does not know people.
+    ``slot``: the slot that ran it last; "" if none did.
+    ``overtaken``: the number of later jobs of the same person that started before this one.
     ``delayed``: the seconds for which those later jobs computed while this one waited.
     ``attempts``: how often the job was started.
     ``images``: the number of its images that are stored.
@@ -70,6 +72,8 @@ class QueuedJob:
     job: Job | None
     client: str
     created: float
+    person: str = ""
+    slot: str = ""
     state: State = "queued"
     priority: int = 0
     overtaken: int = 0

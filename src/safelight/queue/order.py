@@ -1,23 +1,29 @@
-"""Choose the next job: jobs that need the same weights run together, within a bound. No torch, no I/O.
+"""Choose the next job of a free slot: jobs that need the same weights run together, within bounds. No torch, no I/O.
 
-1. The bound: a job is next when ``overtakes`` later jobs started before it, or when later jobs computed for ``seconds``
-   seconds while it waited. So at most ``overtakes`` later jobs overtake a job. Compared with first come, first
-   served, a job waits at most ``seconds`` longer, plus the rest of the job that was running when the limit was reached.
-2. Among the rest, the jobs with the highest priority. If one starts before older jobs, that counts as overtaking them.
-3. A job that needs no switch. Only the oldest jobs (the window, ``WINDOW_FACTOR`` x ``overtakes``) are candidates. If
-   more were, old jobs would reach the bound sooner. They would then run in order of arrival, often with a switch for
-   each.
-4. The oldest job.
+A *slot* is a device with its worker. Each free slot asks for its next job. The rules, in their order:
+
+1. People take turns. A person whose jobs were computed for ``lead`` seconds more than those of another person with work
+   waits. So nobody with work is behind the others by more than ``lead`` seconds, and the jobs that ran then.
+2. Among a person's own jobs: a job is next when ``overtakes`` later ones started before it, or when later ones computed
+   for ``seconds`` while it waited. So at most ``overtakes`` of a person's later jobs overtake a job, over all slots
+   together. Else those with the highest priority come first, and of these the oldest (the window, ``WINDOW_FACTOR`` x
+   ``overtakes``) are candidates. If more were, old jobs would reach the bound sooner. They would then run in order of
+   arrival, often with a switch for each.
+3. Of all candidates, one whose model the slot holds.
+4. Else the job that has waited longest, on the slot that has been free longest, because its model is wanted least. If
+   another slot holds the job's model, this one takes it only if the predicted switch is quicker than waiting for that
+   slot. So a model that many wait for comes to a second slot, and no other does.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 OVERTAKES = 64
 SECONDS = 600.0
+LEAD = 60.0
 
 WINDOW_FACTOR = 1.25
 """The window of candidates as a multiple of the allowed overtakes (`benchmarks/ordering.py` compared other values)."""
@@ -25,19 +31,24 @@ WINDOW_FACTOR = 1.25
 
 @dataclass(frozen=True, slots=True)
 class OvertakeLimits:
-    """The bound.
+    """The bounds.
 
-    ``overtakes``: how many later jobs may overtake a job; 0 is first come, first served.
-    ``seconds``: for how long later jobs may compute while a job waits.
+    ``overtakes``: how many of a person's later jobs may overtake a job; 0 is first come, first served.
+    ``seconds``: for how long later jobs of the same person may compute while a job waits.
+    ``lead``: for how many seconds a person's jobs may compute more than those of another person with work.
     """
 
     overtakes: int = OVERTAKES
     seconds: float = SECONDS
+    lead: float = LEAD
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A waiting job; its fields are those of :class:`safelight.queue.job.QueuedJob`."""
+    """A waiting job; its fields are those of :class:`safelight.queue.job.QueuedJob`.
+
+    ``slot``: where it ran before and did not end; another slot tries it. "" if it has not run.
+    """
 
     id: str
     number: int
@@ -45,6 +56,32 @@ class Waiting:
     priority: int = 0
     overtaken: int = 0
     delayed: float = 0.0
+    person: str = ""
+    slot: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """A slot at the moment of a choice.
+
+    ``resident``: the groups whose weights are in its memory, the most recently used first. The first one of a busy slot
+    is that of its job.
+    ``free_in``: the predicted seconds until its job ends; 0 for a free slot.
+    ``free_for``: the seconds since its last job ended; 0 for a busy slot.
+    """
+
+    name: str = ""
+    resident: tuple[str, ...] = ()
+    free_in: float = 0.0
+    free_for: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Predictions in seconds, by group: of a switch to it, and of a job."""
+
+    switch: Callable[[str], float] = field(default=lambda _: 1.0)
+    job: Callable[[str], float] = field(default=lambda _: 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,59 +92,155 @@ class Choice:
     reason: str
 
 
-def choose(waiting: Sequence[Waiting], resident: Sequence[str], limits: OvertakeLimits) -> Choice | None:
-    """Return the next job of ``waiting``, or None when no job waits.
+UNMEASURED = Costs()
+NO_LEADS: Mapping[str, float] = {}
 
-    ``resident``: the groups whose weights are in memory, the most recently used first.
+
+def choose(
+    waiting: Sequence[Waiting],
+    slot: SlotView,
+    limits: OvertakeLimits,
+    others: Sequence[SlotView] = (),
+    leads: Mapping[str, float] = NO_LEADS,
+    costs: Costs = UNMEASURED,
+) -> Choice | None:
+    """Return the next job of ``waiting`` for a free slot. None when no job waits, or all are left for other slots.
+
+    ``others``: the other slots.
+    ``leads``: by person, the seconds for which their jobs computed more than those of another one (:class:`Shares`).
     The same arguments always give the same choice.
     """
+    if others:
+        waiting = [job for job in waiting if job.slot != slot.name or not job.slot]
     if not waiting:
         return None
-    oldest = min(waiting, key=lambda job: job.number)
-    # A job that overtakes one job also overtakes all older ones, so the oldest job has the highest counts.
-    if oldest.overtaken >= limits.overtakes:
-        return Choice(oldest.id, f"{oldest.overtaken} later jobs overtook it, and no more may")
-    if oldest.delayed >= limits.seconds:
-        return Choice(oldest.id, f"later jobs delayed it by {oldest.delayed:.0f} s, and no more may")
-    most = max(job.priority for job in waiting)
-    first = (job for job in waiting if job.priority == most)
-    ranked = heapq.nsmallest(_window(limits), first, key=lambda job: job.number)
-    rank = {group: number for number, group in reversed(list(enumerate(resident)))}
-    first = min(ranked, key=lambda job: (rank.get(job.group, len(rank)), job.number))
-    if first.group in rank:
-        return Choice(first.id, "its model is in memory")
-    return Choice(first.id, "it has waited longest")
+    least = min(leads.get(job.person, 0.0) for job in waiting)
+    jobs: dict[str, list[Waiting]] = {}
+    for job in waiting:
+        if leads.get(job.person, 0.0) - least <= limits.lead:
+            jobs.setdefault(job.person, []).append(job)
+    due: dict[str, str] = {}
+    candidates: list[Waiting] = []
+    for own in jobs.values():
+        # A job that overtakes one of a person's jobs also overtakes all older ones: the oldest has the highest counts.
+        oldest = min(own, key=lambda job: job.number)
+        if reason := _due(oldest, limits):
+            due[oldest.id] = reason
+            candidates.append(oldest)
+        else:
+            most = max(job.priority for job in own)
+            first = (job for job in own if job.priority == most)
+            candidates += heapq.nsmallest(_window(limits), first, key=lambda job: job.number)
+    candidates.sort(key=lambda job: (leads.get(job.person, 0.0), job.number))
+    rank = {group: number for number, group in reversed(list(enumerate(slot.resident)))}
+    here = min((job for job in candidates if job.group in rank), key=lambda job: rank[job.group], default=None)
+    if here is not None:
+        return Choice(here.id, due.get(here.id, "its model is in memory"))
+    free_longer = [other.name for other in others if other.free_for > slot.free_for and not other.free_in]
+    ahead: dict[str, int] = {}
+    for job in candidates:
+        if any(name != job.slot for name in free_longer):
+            continue
+        waits = _wait(job, ahead.get(job.group, 0), others, costs)
+        if job.id in due or waits is None:
+            return Choice(job.id, due.get(job.id, "it has waited longest"))
+        switch = costs.switch(job.group)
+        if switch < waits[1]:
+            compared = f"a switch of {switch:.1f} s is quicker than waiting {waits[1]:.1f} s for it"
+            return Choice(job.id, f"{waits[0]} has its model, and {compared}")
+        ahead[job.group] = ahead.get(job.group, 0) + 1
+    return None
 
 
-def in_order(waiting: Sequence[Waiting], resident: Sequence[str], limits: OvertakeLimits, limit: int) -> list[Choice]:
+def in_order(
+    waiting: Sequence[Waiting],
+    slots: Sequence[SlotView],
+    limits: OvertakeLimits,
+    limit: int,
+    leads: Mapping[str, float] = NO_LEADS,
+    costs: Costs = UNMEASURED,
+) -> list[tuple[Choice, str]]:
     """Return the first ``limit`` jobs of ``waiting`` in the order in which they start if no other job arrives.
 
-    The prediction ignores the limit by time (``seconds``), because run times are unknown.
+    Each has the name of its slot.
+
+    The prediction ignores the limit by time (``seconds``), because run times are only predicted.
     The cost grows with ``limit``, not with the number of waiting jobs.
     """
-    # Each choice is the oldest job, or one of the window of the oldest jobs with the highest priority.
-    needed = candidates_needed(limits, limit)
-    by_age = heapq.nsmallest(needed, waiting, key=lambda job: job.number)
-    by_rank = heapq.nsmallest(needed, waiting, key=lambda job: (-job.priority, job.number))
-    left, order = list({job.id: job for job in (*by_age, *by_rank)}.values()), list[Choice]()
-    while len(order) < limit and (choice := choose(left, resident, limits)) is not None:
-        order.append(choice)
+    left, order = _first_of_each(waiting, candidates_needed(limits, limit)), list[tuple[Choice, str]]()
+    running, ahead, now = list(slots), dict(leads), 0.0
+    while left and len(order) < limit:
+        place = min(range(len(running)), key=lambda at: running[at].free_in)
+        slot, others = running[place], [other for at, other in enumerate(running) if at != place]
+        now = slot.free_in
+        at_hand = [replace(other, free_in=max(0.0, other.free_in - now)) for other in others]
+        choice = choose(left, slot, limits, at_hand, ahead, costs)
+        if choice is None:
+            # It asks again when the next slot is free.
+            running[place] = replace(slot, free_in=min(other.free_in for other in others) + 1e-6)
+            continue
+        order.append((choice, slot.name))
         chosen = next(job for job in left if job.id == choice.id)
-        resident = (chosen.group, *(group for group in resident if group != chosen.group))
-        left = [overtaken_once(job, 0.0) if job.number < chosen.number else job for job in left if job is not chosen]
+        took = costs.job(chosen.group) + (0.0 if chosen.group in slot.resident else costs.switch(chosen.group))
+        ahead[chosen.person] = ahead.get(chosen.person, 0.0) + took
+        resident = (chosen.group, *(group for group in slot.resident if group != chosen.group))
+        running[place] = SlotView(slot.name, resident, now + took)
+        left = after_start(left, chosen)
     return order
 
 
+def after_start(waiting: Iterable[Waiting], started: Waiting) -> list[Waiting]:
+    """Return the jobs that still wait after one of them started: it overtook the older jobs of its person."""
+    return [
+        overtaken_once(job, 0.0) if job.number < started.number and job.person == started.person else job
+        for job in waiting
+        if job.id != started.id
+    ]
+
+
 def candidates_needed(limits: OvertakeLimits, limit: int) -> int:
-    """Return how many jobs must be read from the database to determine the first ``limit`` choices: that many by age,
-    and that many by priority and then age."""
+    """Return how many jobs of each person must be read from the database to determine the first ``limit`` choices: that
+    many by age, and that many by priority and then age."""
     return limit + _window(limits)
-
-
-def _window(limits: OvertakeLimits) -> int:
-    return max(1, int(limits.overtakes * WINDOW_FACTOR))
 
 
 def overtaken_once(job: Waiting, seconds: float) -> Waiting:
     """Return the job with counts that include one more later job, which computed for ``seconds`` before it."""
-    return Waiting(job.id, job.number, job.group, job.priority, job.overtaken + 1, job.delayed + seconds)
+    return replace(job, overtaken=job.overtaken + 1, delayed=job.delayed + seconds)
+
+
+def _due(oldest: Waiting, limits: OvertakeLimits) -> str:
+    """Return why a person's oldest job is their next one; "" if another may be."""
+    if oldest.overtaken >= limits.overtakes:
+        return f"{oldest.overtaken} later jobs overtook it, and no more may"
+    if oldest.delayed >= limits.seconds:
+        return f"later jobs delayed it by {oldest.delayed:.0f} s, and no more may"
+    return ""
+
+
+def _wait(job: Waiting, ahead: int, others: Sequence[SlotView], costs: Costs) -> tuple[str, float] | None:
+    """Return the slot that holds a job's model and is free soonest, and the seconds until it would start the job.
+
+    ``ahead``: jobs of the same group that come before it. None if no slot that may run it holds the group.
+    """
+    holders = [slot for slot in others if job.group in slot.resident and slot.name != job.slot]
+    if not holders:
+        return None
+    soonest = min(holders, key=lambda slot: slot.free_in)
+    return soonest.name, soonest.free_in + ahead * costs.job(job.group) / len(holders)
+
+
+def _first_of_each(waiting: Iterable[Waiting], count: int) -> list[Waiting]:
+    """Return, of each person's jobs, the first by age, and the first by priority and then age."""
+    of: dict[str, list[Waiting]] = {}
+    for job in waiting:
+        of.setdefault(job.person, []).append(job)
+    kept: dict[str, Waiting] = {}
+    for jobs in of.values():
+        kept |= {job.id: job for job in heapq.nsmallest(count, jobs, key=lambda job: job.number)}
+        kept |= {job.id: job for job in heapq.nsmallest(count, jobs, key=lambda job: (-job.priority, job.number))}
+    return list(kept.values())
+
+
+def _window(limits: OvertakeLimits) -> int:
+    return max(1, int(limits.overtakes * WINDOW_FACTOR))

@@ -21,13 +21,19 @@ class JobRow(Table):
     """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("jobs_by_state", "state", "number"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("jobs_by_state", "state", "number"),
+        Index("jobs_by_person", "state", "person", "number"),
+        {"sqlite_autoincrement": True},
+    )
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
     document: Mapped[dict[str, Any]]
     model_digest: Mapped[str]
     client: Mapped[str]
+    person: Mapped[str]
+    slot: Mapped[str]
     created: Mapped[float]
     state: Mapped[str]
     priority: Mapped[int]

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safelight.catalog.cards import Card
 from safelight.devices import measurements
 from safelight.request.results import Seconds
 from safelight.request.schema import Request
@@ -42,6 +43,12 @@ class Known:
     base: str
     variant: str
     nbytes: int
+
+
+def known(card: Card) -> Known:
+    """Return what predictions need to know of a model."""
+    summary = card.summary
+    return Known(summary["digest"], summary["base"], summary["variant"], summary["bytes"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from safelight.files.disk import write_whole
 from safelight.settings import Settings
 
-OPEN_PATHS = ("/api/v1/health",)
+OPEN_PATHS = ("/api/v1/health", "/api/v1/ready")
 """Paths that need no key, so that a monitoring program can use them."""
 
 COOKIE = "safelight_session"

@@ -255,8 +255,9 @@ async def _wait(client: httpx.AsyncClient, ctx: Context, job: dict[str, Any]) ->
     while job["ended"] is None:
         await asyncio.sleep(POLL_SECONDS)
         queue = await _get(client, "/api/v1/queue")
-        running, now = queue["running"], queue["progress"]
-        if running is not None and running["id"] == job["id"] and now is not None and now["stage"] == "denoise":
+        found = (one["progress"] for one in queue["running"] if one["job"]["id"] == job["id"])
+        now = next(found, None)
+        if now is not None and now["stage"] == "denoise":
             done = now["image"] + now["step"] / max(1, now["steps"])
             if done > reported:
                 reported = done

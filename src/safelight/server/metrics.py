@@ -43,18 +43,23 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics of this moment."""
-        dispatcher, supervisor = self._control.dispatcher, self._control.supervisor
+        dispatcher = self._control.dispatcher
         jobs = GaugeMetricFamily("safelight_jobs", "Jobs by state.", labels=["state"])
         for state, count in self._control.database.counts().items():
             jobs.add_metric([state], count)
         yield jobs
-        yield CounterMetricFamily("safelight_switches", "Jobs that needed another model.", dispatcher.switches)
-        yield CounterMetricFamily("safelight_worker_restarts", "Replaced workers.", supervisor.restarts)
-        memory = GaugeMetricFamily("safelight_memory_bytes", "Bytes by place and use.", labels=["place", "use"])
-        for place, values in dispatcher.memory.get("places", {}).items():
-            for use in ("budget", "stored", "promised", "peak"):
-                memory.add_metric([place, use], values[use])
-        yield memory
+        switches = CounterMetricFamily("safelight_switches", "Jobs that needed another model.", labels=["slot"])
+        restarts = CounterMetricFamily("safelight_worker_restarts", "Replaced workers.", labels=["slot"])
+        busy = GaugeMetricFamily("safelight_slot_busy", "Whether a job runs.", labels=["slot"])
+        memory = GaugeMetricFamily("safelight_memory_bytes", "Bytes by place and use.", labels=["slot", "place", "use"])
+        for slot in dispatcher.slots:
+            switches.add_metric([slot.name], slot.switches)
+            restarts.add_metric([slot.name], slot.supervisor.restarts)
+            busy.add_metric([slot.name], slot.runner.running is not None)
+            for place, values in slot.runner.memory.get("places", {}).items():
+                for use in ("budget", "stored", "promised", "peak"):
+                    memory.add_metric([slot.name, place, use], values[use])
+        yield from (switches, restarts, busy, memory)
 
     def router(self) -> APIRouter:
         """Return the router with the route."""

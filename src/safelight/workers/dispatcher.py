@@ -1,147 +1,103 @@
-"""The dispatcher: takes the next job from the queue, has it run, and writes how it ended. No torch."""
+"""The dispatcher: has the queue's jobs run on its slots, and writes how they ended. No torch."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from safelight.errors import QueueFullError, SafelightError, StorageError
+from safelight.errors import QueueFullError, StorageError
 from safelight.logs import Log
-from safelight.queue import order
 from safelight.queue.database import Database, recover
 from safelight.queue.descriptions import tell_job
 from safelight.queue.events import Events
 from safelight.queue.image_store import ImageStore
 from safelight.queue.job import QueuedJob
-from safelight.queue.order import OvertakeLimits
-from safelight.queue.timings import Timings
 from safelight.request.job import Job
-from safelight.request.schema import Request
-from safelight.workers.isolation import IsolatedRunner
-from safelight.workers.job_runner import JobRunner, Outcome, RunningJob
-from safelight.workers.supervisor import Supervisor
+from safelight.workers.choosing import Choosing
+from safelight.workers.job_runner import RunningJob
+from safelight.workers.slot import Slot, watch
 
 _log = Log(__name__)
 
-MAX_UPCOMING_MODELS = 3
-"""The most models of upcoming jobs that the dispatcher names to the worker, for its planner."""
-
-FIRST_PAUSE, MOST_PAUSE = 0.1, 10.0
-"""Seconds: the first and the longest pause between two tries when the queue cannot continue."""
-
-UPCOMING_JOBS_SCANNED = 12
-"""Jobs at the head of the queue in which the dispatcher looks for the upcoming models."""
-
-
-class Trouble:
-    """Why the queue cannot continue (``reason``, "" if it can), and how long it pauses before the next try."""
-
-    def __init__(self) -> None:
-        self.reason, self._pause = "", FIRST_PAUSE
-
-    def note(self, error: Exception) -> float:
-        """Log the error once. Return the seconds to pause, more each time."""
-        reason = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
-        if reason != self.reason:
-            expected = isinstance(error, SafelightError)
-            _log.error("the queue waits", why=reason) if expected else _log.exception("the queue waits", why=reason)
-        self.reason = reason
-        pause, self._pause = self._pause, min(2 * self._pause, MOST_PAUSE)
-        return pause
-
-    def clear(self) -> None:
-        """The queue continues."""
-        if self.reason:
-            _log.info("the queue continues", after=self.reason)
-        self.reason, self._pause = "", FIRST_PAUSE
+PATIENCE_SECONDS = 1.0
+"""With several slots, a free one asks again after this time: the one to which a job was left may take longer than was
+predicted."""
 
 
 class Dispatcher:
-    """Runs the queued jobs, one after another, in a thread of its own.
+    """Runs the queued jobs on the slots.
 
     Every accepted job ends exactly once: done, failed with a reason, or cancelled.
 
-    overtake_limits: limit how far the order may differ from the order of arrival.
+    slots: at least one.
     max_queued: the number of jobs that may wait.
-    timings: records how long images take.
-    idle_seconds: after this time without a job, the worker frees the memory of its models; 0: never.
-    resolve: called with a stored request and the digest of its model, for a job that an earlier version stored
-        unresolved; returns the job.
+    idle_seconds: after this time without a job, a slot's worker frees the memory of its models; 0: never.
+    stall_seconds: a job without progress for so long is taken from its worker, which is replaced; 0: never.
+    stopping: set when the server stops; the runners of the slots have it, too.
     """
 
     def __init__(
         self,
         database: Database,
         images: ImageStore,
-        supervisor: Supervisor,
-        isolated_runner: IsolatedRunner,
+        slots: Sequence[Slot],
+        choosing: Choosing,
         events: Events,
-        overtake_limits: OvertakeLimits,
         max_queued: int,
-        resolve: Callable[[Request, str], Job],
-        timings: Timings,
         idle_seconds: float = 0.0,
+        stall_seconds: float = 0.0,
+        stopping: threading.Event | None = None,
     ) -> None:
         self._idle_seconds = idle_seconds
+        self._stall_seconds = stall_seconds
         self._database = database
         self._events = events
-        self._overtake_limits = overtake_limits
         self._max_queued = max_queued
-        self._stopping = threading.Event()
+        self._stopping = stopping or threading.Event()
         self._images = images
-        self._runner = JobRunner(
-            database,
-            self._images,
-            supervisor,
-            isolated_runner,
-            events,
-            resolve,
-            self._upcoming,
-            timings,
-            self._stopping,
-        )
+        self.slots = choosing.slots = tuple(slots)
+        self._choosing = choosing
         self._changed = threading.Condition()
-        self._news = False
-        self._unloaded = True
-        self._unwritten: tuple[QueuedJob, Outcome] | None = None
-        self._trouble = Trouble()
-        self._switches = 0
-        self._thread = threading.Thread(target=self._run, name="safelight-dispatch", daemon=True)
+        self._news = dict.fromkeys((slot.name for slot in slots), False)
 
-    @property
-    def running(self) -> RunningJob | None:
-        """The running job; None if no job is running."""
-        return self._runner.running
+    def running(self) -> dict[str, RunningJob]:
+        """Return the running jobs by the names of their slots."""
+        return {slot.name: found for slot in self.slots if (found := slot.runner.running) is not None}
 
     @property
     def trouble(self) -> str:
-        """Why the queue waits, for example a full disk; "" if it does not wait. No job is lost meanwhile."""
-        return self._trouble.reason
+        """Why the queue waits, for example a full disk; "" if any slot goes on. No job is lost meanwhile."""
+        reasons = [slot.trouble.reason for slot in self.slots]
+        return reasons[0] if all(reasons) else ""
 
     @property
-    def switches(self) -> int:
-        """The number of jobs so far whose model differed from that of the job before."""
-        return self._switches
+    def paused(self) -> bool:
+        """Whether no more jobs start. Running ones go on."""
+        return self._choosing.paused
 
-    @property
-    def resident(self) -> tuple[str, ...]:
-        """The digests of the models in the worker's memory after its last job, the most recently used first."""
-        return self._runner.resident
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self._choosing.paused = paused
+        self.wake()
 
-    @property
-    def memory(self) -> Mapping[str, Any]:
-        """The worker's last report of its memory, see :meth:`safelight.workers.local_engine.LocalEngine.memory`."""
-        return self._runner.memory
+    def slot(self, name: str) -> Slot | None:
+        """Return the slot of a name; None if there is none."""
+        return next((slot for slot in self.slots if slot.name == name), None)
 
     def start(self) -> None:
-        """Recover the jobs and files of an earlier server, and start the thread."""
+        """Recover the jobs and files of an earlier server, and start the threads."""
         recover(self._database)
         self._images.sweep()
-        self._thread.start()
+        for slot in self.slots:
+            slot.thread = threading.Thread(target=self._run, args=(slot,), name=f"safelight-{slot.name}", daemon=True)
+            slot.thread.start()
+        if self._stall_seconds:
+            arguments = self.slots, self._events, self._stall_seconds, self._stopping
+            threading.Thread(target=watch, args=arguments, name="safelight-watch", daemon=True).start()
 
-    def accept(self, *jobs: Job, client: str = "", priority: int = 0) -> list[QueuedJob]:
+    def accept(self, *jobs: Job, client: str = "", person: str = "", priority: int = 0) -> list[QueuedJob]:
         """Queue resolved requests.
 
         Raises QueueFullError if not all of them fit; then none is queued.
@@ -149,10 +105,10 @@ class Dispatcher:
         waiting = self._database.queued()
         if waiting + len(jobs) > self._max_queued:
             raise QueueFullError(waiting)
-        queued = self._database.accept(*jobs, client=client, priority=priority)
+        queued = self._database.accept(*jobs, client=client, person=person, priority=priority)
         for job in queued:
             self._tell(job.id)
-        self._wake()
+        self.wake()
         return queued
 
     def cancel(self, job_id: str) -> bool:
@@ -163,7 +119,9 @@ class Dispatcher:
         job = self._database.job(job_id)
         if job is None or job.state != "running":
             return False
-        self._runner.cancel(job_id)
+        for slot in self.slots:
+            # A slot that does not run the job ignores this; the job may be between two slots.
+            slot.runner.cancel(job_id)
         return True
 
     def set_priority(self, job_id: str, priority: int) -> bool:
@@ -171,7 +129,7 @@ class Dispatcher:
         changed = self._database.set_priority(job_id, priority)
         if changed:
             self._tell(job_id)
-            self._wake()
+            self.wake()
         return changed
 
     def cancel_waiting(self) -> list[str]:
@@ -184,114 +142,111 @@ class Dispatcher:
 
         Returns each job with the reason for its position.
         """
-        running = self._runner.running
-        current = running.job.group if running is not None else None
-        resident = tuple(dict.fromkeys(group for group in (current, *self._runner.resident) if group is not None))
-        choices = order.in_order(
-            self._database.waiting(order.candidates_needed(self._overtake_limits, limit)),
-            resident,
-            self._overtake_limits,
-            limit,
-        )
+        choices = [choice for choice, _ in self._choosing.in_order(limit)]
         jobs = self._database.jobs_of([choice.id for choice in choices])
         return [(jobs[choice.id], choice.reason) for choice in choices if choice.id in jobs]
 
     def stop(self, seconds: float) -> None:
-        """Start no more jobs. The running job may finish within ``seconds``; otherwise it goes back into the queue."""
+        """Start no more jobs. Running jobs may finish within ``seconds``; otherwise they go back into the queue."""
         self._stopping.set()
-        self._wake()
-        if not self._thread.is_alive():
-            return
-        self._thread.join(seconds)
-        if self._thread.is_alive():
-            self._runner.interrupt()
+        self.wake()
+        until = time.monotonic() + seconds
+        threads = [slot.thread for slot in self.slots if slot.thread is not None]
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            for slot in self.slots:
+                slot.runner.interrupt()
             # A step of a large model may take longer than this. Then close() kills the worker.
-            self._thread.join(min(5.0, seconds))
-        self._runner.close()
-        self._thread.join(5.0)
+            until = time.monotonic() + min(5.0, seconds)
+            for thread in threads:
+                thread.join(max(0.0, until - time.monotonic()))
+        if threads:
+            for slot in self.slots:
+                slot.runner.close()
+        for thread in threads:
+            thread.join(5.0)
 
     def note_loading(self) -> None:
         """Note that a client had a model loaded without a job: its memory is freed after the idle time, too."""
         with self._changed:
-            self._unloaded = False
-        self._wake()
+            for slot in self.slots:
+                slot.unloaded, slot.free_since = False, time.monotonic()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let all free slots ask for a job."""
         with self._changed:
-            self._news = True
+            self._news = dict.fromkeys(self._news, True)
             self._changed.notify_all()
 
     def _tell(self, job_id: str) -> None:
         tell_job(job_id, self._database, self._events)
 
-    def _run(self) -> None:
+    def _run(self, slot: Slot) -> None:
         while not self._stopping.is_set():
-            self._news = False
+            self._news[slot.name] = False
             try:
-                ran = self._next()
+                ran = self._next(slot)
             except Exception as error:  # noqa: BLE001 - an error in one job must not stop the other jobs
-                pause = self._trouble.note(error)
+                pause = slot.trouble.note(error)
                 with self._changed:
                     self._changed.wait_for(self._stopping.is_set, pause)
                 continue
             if ran:
-                self._trouble.clear()
-                self._unloaded = False
+                slot.trouble.clear()
+                slot.unloaded = False
                 continue
+            seconds = None if slot.unloaded or not self._idle_seconds else self._idle_seconds
+            patience = seconds if len(self.slots) == 1 else min(seconds or PATIENCE_SECONDS, PATIENCE_SECONDS)
             with self._changed:
-                seconds = None if self._unloaded or not self._idle_seconds else self._idle_seconds
-                something = self._changed.wait_for(lambda: self._news or self._stopping.is_set(), seconds)
-                self._unloaded = self._unloaded or not something
-            if not something:
-                self._runner.unload()
+                something = self._changed.wait_for(lambda: self._news[slot.name] or self._stopping.is_set(), patience)
+            if not something and seconds is not None and slot.free_seconds >= seconds:
+                slot.unloaded = True
+                slot.runner.unload()
 
-    def _next(self) -> bool:
-        """Run the next job. Returns whether there was one."""
-        self._write()
-        resident = self._runner.resident
-        choice = order.choose(
-            self._database.waiting(order.candidates_needed(self._overtake_limits, 1)), resident, self._overtake_limits
-        )
-        if choice is None:
-            return False
-        job = self._database.start(choice.id, choice.reason)
+    def _next(self, slot: Slot) -> bool:
+        """Run a slot's next job. Returns whether there was one."""
+        self._write(slot)
+        job = None if self._stopping.is_set() else self._choosing.next_job(slot)
         if job is None:
-            return True
-        if resident[:1] != (job.group,):
-            self._switches += 1
-        outcome = self._runner.run(job)
-        self._unwritten = job, outcome
-        self._write()
+            return False
+        outcome = slot.runner.run(job)
+        slot.unwritten = job, outcome
+        self._choosing.note(slot, job, outcome.seconds, outcome.state == "done")
+        self._write(slot)
+        slot.free_since = time.monotonic()
+        # Others may wait for its model, which is in memory now.
+        self.wake()
         if outcome.failure == "storage":
             # The job is queued again. Pause, because the next job would fail in the same way.
             raise StorageError(Path(job.id), outcome.reason)
         return True
 
-    def _write(self) -> None:
-        """Write the last outcome to the database. If that fails (its disk is full), try again before the next job."""
-        if self._unwritten is None:
+    def _write(self, slot: Slot) -> None:
+        """Write a slot's last outcome to the database. If that fails (its disk is full), try again before its next
+        job."""
+        if slot.unwritten is None:
             return
-        job, outcome = self._unwritten
+        job, outcome = slot.unwritten
         if outcome.state != "queued":
             failure = outcome.failure
             self._database.end(job.id, outcome.state, outcome.reason, seconds=outcome.seconds, failure=failure)
-            self._runner.cancelled.discard(job.id)
+            for other in self.slots:
+                other.runner.cancelled.discard(job.id)
         else:
             self._database.put_back(job.id, outcome.reason, outcome.counts_as_attempt, outcome.seconds)
-            if job.id in self._runner.cancelled:
+            if job.id in slot.runner.cancelled:
                 # Somebody cancelled the job after its outcome was known, so end it here. From now on, cancel() finds
                 # it in the queue.
                 self._database.end(job.id, "cancelled", "cancelled while it ran", was=("queued",))
         self._tell(job.id)
-        self._unwritten = None
-        self._log(job, outcome.seconds)
+        slot.unwritten = None
+        self._log(slot, job, outcome.seconds)
 
-    def _log(self, before: QueuedJob, seconds: float) -> None:
+    def _log(self, slot: Slot, before: QueuedJob, seconds: float) -> None:
         job = self._database.job(before.id) or before
         values = {"job": job.id, "model": job.request.model, "images": job.images, "attempt": before.attempts}
-        _log.info("job", state=job.state, seconds=round(seconds, 3), why=job.reason, **values)
-
-    def _upcoming(self) -> tuple[str, ...]:
-        """The models of the next jobs, the soonest first."""
-        models = dict.fromkeys(job.request.model for job, _ in self.queue(UPCOMING_JOBS_SCANNED))
-        return tuple(models)[:MAX_UPCOMING_MODELS]
+        more = {"slot": slot.name} if len(self.slots) > 1 else {}
+        more |= {"person": job.person} if job.person else {}
+        _log.info("job", state=job.state, seconds=round(seconds, 3), why=job.reason, **values, **more)

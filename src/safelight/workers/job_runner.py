@@ -62,6 +62,7 @@ class JobRunner:
 
     One thread calls :meth:`run`. Any thread may call the other methods and read the attributes.
 
+    slot: the name of its slot.
     resolve: called with a stored request and the digest of its model, for a job that an earlier version stored
         unresolved; returns the job.
     upcoming: returns the models of the next jobs, the soonest first.
@@ -70,11 +71,13 @@ class JobRunner:
 
     The attribute ``running`` is the running job; None if no job is running. ``cancelled`` has the identifiers of the
     running jobs that somebody cancelled. ``resident`` has the digests of the models in the worker's memory, that of the
-    last job first. ``memory`` is the worker's last report of its memory.
+    last job first. ``memory`` is the worker's last report of its memory. ``heard`` is when the worker last said
+    anything about the running job, in seconds since 1970.
     """
 
     def __init__(
         self,
+        slot: str,
         database: Database,
         images: ImageStore,
         supervisor: Supervisor,
@@ -85,6 +88,7 @@ class JobRunner:
         timings: Timings,
         stopping: threading.Event,
     ) -> None:
+        self._slot = slot
         self._database = database
         self._images = images
         self._supervisor = supervisor
@@ -99,11 +103,19 @@ class JobRunner:
         self.cancelled: set[str] = set()
         self.resident: tuple[str, ...] = ()
         self.memory: Mapping[str, Any] = {}
+        self.heard = 0.0
+        self._stalled = ""
+
+    def announce(self, job: QueuedJob) -> None:
+        """Note that a job is about to run, so that nobody takes this slot for free."""
+        self.heard = time.time()
+        self._stalled = ""
+        self.running = RunningJob(job, self.heard)
 
     def run(self, job: QueuedJob) -> Outcome:
         """Run a job, until it ends or goes back into the queue."""
-        begun = time.time()
-        self.running = RunningJob(job, begun)
+        self.announce(job)
+        begun = self.heard
         try:
             outcome = self._attempt(job)
         finally:
@@ -132,6 +144,11 @@ class JobRunner:
         except Exception as error:  # noqa: BLE001 - the next job must run, whatever went wrong here
             _log.warning("idle: the models' memory was not freed", why=str(error))
 
+    def replace_worker(self, why: str) -> None:
+        """Kill the worker, because its job makes no progress. The job is tried once more, elsewhere if possible."""
+        self._stalled = why
+        self._supervisor.kill()
+
     def close(self) -> None:
         """End the processes."""
         self._supervisor.close()
@@ -151,8 +168,9 @@ class JobRunner:
             return self._stopped_outcome(job)
         except WorkerDiedError as error:
             self.resident = ()
-            self._events.tell(Event("worker", job.id, {"died": str(error), "restarts": self._supervisor.restarts}))
-            return self._retry_or_fail(job, str(error))
+            about = {"slot": self._slot, "died": str(error), "restarts": self._supervisor.restarts}
+            self._events.tell(Event("worker", job.id, about))
+            return self._retry_or_fail(job, self._stalled or str(error))
         except SafelightError as error:
             return _failed(failure_of(error), str(error))
         except Exception as error:  # noqa: BLE001 - an error in one job must not stop the other jobs
@@ -178,11 +196,12 @@ class JobRunner:
         messages = runner.run(start, lambda: job.id in self.cancelled or self._interrupted)
         with contextlib.closing(messages):
             for message in messages:
+                self.heard = time.time()
                 match message:
                     case Progressed(_, progress):
                         self._report_progress(job, progress)
                     case Made(_, index, image):
-                        self._images.add(job, index, image)
+                        self._images.add(job, index, image, self._slot)
                         self._record_time(job, start.job.request, image)
                     case Ended(_, kind, problem, resident):
                         if not job.request.isolate:
@@ -208,7 +227,7 @@ class JobRunner:
             self.memory = progress.memory
             self._events.tell(Event("memory", job.id, progress.memory))
         preview = {} if progress.preview is None else {"preview": preview_url(progress.preview)}
-        self._events.tell(Event("progress", job.id, {**progress_to_dict(progress), **preview}))
+        self._events.tell(Event("progress", job.id, {**progress_to_dict(progress), **preview, "slot": self._slot}))
         if progress.stage == "denoise" and progress.step == 1:
             upcoming = [name for name in self._upcoming() if name != job.request.model]
             if upcoming:

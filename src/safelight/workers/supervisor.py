@@ -57,7 +57,12 @@ class Process:
     ``on_death``.
     """
 
-    def __init__(self, command: Sequence[str], on_death: Callable[[Process], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        on_death: Callable[[Process], None] = lambda _: None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._on_death = on_death
         ours, theirs = socket.socketpair()
         with theirs:
@@ -66,6 +71,7 @@ class Process:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                env={**os.environ, **(environment or {})},
             )
         self._connection = Connection(ours.detach())
         self._sending = threading.Lock()
@@ -192,11 +198,19 @@ class Supervisor:
     command: starts a process.
     settings: the process opens its engine with them.
     spare: whether to start a spare.
+    environment: variables of the processes, besides those of this process.
 
     Only one thread may call :meth:`run`, for one job at a time. All other methods are thread-safe.
     """
 
-    def __init__(self, command: Sequence[str], settings: object, spare: bool = True) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        settings: object,
+        spare: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._environment = environment
         self._command = list(command)
         self._settings = settings
         self._with_spare = spare
@@ -243,7 +257,7 @@ class Supervisor:
                 self._spare = self._start_process()
 
     def _start_process(self) -> Process:
-        return Process(self._command, self._replace_dead)
+        return Process(self._command, self._replace_dead, self._environment)
 
     def _replace_dead(self, process: Process) -> None:
         """Replace a process that died, at once, even if no job waits.
@@ -324,6 +338,10 @@ class Supervisor:
             raise
         finally:
             self._job = ""
+
+    def kill(self) -> None:
+        """Kill the worker, because it makes no progress. Its job is given back, and a new worker starts."""
+        self._active.kill()
 
     def cancel(self, job: str) -> None:
         """Stop the job at its next step, if it is running."""

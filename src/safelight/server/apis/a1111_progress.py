@@ -53,8 +53,8 @@ class ProgressRoutes:
         api.post("/skip")(self.skip)
 
     def progress(self, skip_current_image: bool = False) -> dict[str, Any]:
-        """Return the progress of the running job, whichever client sent it."""
-        return describe_progress(self._dispatcher.running, skip_current_image)
+        """Return the progress of a running job, whichever client sent it: of the first slot, if there are several."""
+        return describe_progress(next(iter(self._dispatcher.running().values()), None), skip_current_image)
 
     def interrupt(self, http: HTTPRequest) -> dict[str, Any]:
         """Cancel all jobs of the running request, if it came from this address."""
@@ -71,11 +71,9 @@ class ProgressRoutes:
         return {}
 
     def _own_job(self, http: HTTPRequest) -> QueuedJob | None:
-        """Return the running job if it came from this address."""
-        running = self._dispatcher.running
-        if running is None or running.job.client != f"a1111 {client_of(http).address}":
-            return None
-        return running.job
+        """Return the running job that came from this address; None if there is none."""
+        client = f"a1111 {client_of(http).address}"
+        return next((one.job for one in self._dispatcher.running().values() if one.job.client == client), None)
 
 
 def describe_progress(running: RunningJob | None, skip_image: bool) -> dict[str, Any]:

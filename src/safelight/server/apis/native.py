@@ -21,6 +21,7 @@ from safelight.server.apis.native_pictures import PictureRoutes
 from safelight.server.apis.native_presets import PresetRoutes
 from safelight.server.apis.native_previews import PreviewRoutes
 from safelight.server.apis.native_settings import SettingRoutes
+from safelight.server.apis.native_slots import SlotRoutes
 from safelight.server.apis.native_versions import VersionRoutes
 from safelight.server.problems import documented
 
@@ -28,7 +29,7 @@ ROUTES = (
     *(JobRoutes, InputRoutes, EstimateRoutes, FieldRoutes, PresetRoutes),
     *(ImageRoutes, BoardRoutes, PictureRoutes),
     *(ModelRoutes, PreviewRoutes, VersionRoutes, CatalogueRoutes, DownloadRoutes, MemoryRoutes),
-    *(DoctorRoutes, SettingRoutes, HealthRoutes),
+    *(SlotRoutes, DoctorRoutes, SettingRoutes, HealthRoutes),
 )
 
 

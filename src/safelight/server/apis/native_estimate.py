@@ -18,12 +18,12 @@ from safelight.catalog.cards import Card
 from safelight.errors import WorkerDiedError
 from safelight.families.registry import families
 from safelight.pipeline.preprocess import preprocess
-from safelight.queue.timings import Basis, Known
+from safelight.queue.timings import Basis, Known, known
 from safelight.request.adapters import Control
 from safelight.request.schema import Request
 from safelight.resolve.resolve import with_defaults_of
 from safelight.server import bridge, intake
-from safelight.server.apis.native_fields import Generation, known
+from safelight.server.apis.native_fields import Generation
 from safelight.server.apis.native_inputs import PNG
 from safelight.server.problems import RefusedError, documented
 
@@ -103,7 +103,7 @@ class EstimateRoutes:
             await bridge.run(self._all_known),
             request,
             side[0] * side[1],
-            card.digest in self._control.dispatcher.resident,
+            any(card.digest in slot.runner.resident for slot in self._control.dispatcher.slots),
         )
         fits = await self._fits(card, request) if card.digest else None
         each = found.image

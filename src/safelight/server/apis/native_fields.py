@@ -9,9 +9,7 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic import Field as FieldOf
 
-from safelight.catalog.cards import Card
 from safelight.queue.job import State
-from safelight.queue.timings import Known
 from safelight.request.adapters import Control, Embedding, Lora
 from safelight.request.bounds import MOST_SEED
 from safelight.request.field import Field, fields_of
@@ -91,7 +89,11 @@ class AdapterModel(BaseModel):
 
 
 class JobModel(BaseModel):
-    """A job. Times are seconds since 1970."""
+    """A job. Times are seconds since 1970.
+
+    ``person``: whose request it is; empty if the server does not know people.
+    ``slot``: the device with its worker that ran it last; empty if none did.
+    """
 
     id: str
     number: int
@@ -100,6 +102,8 @@ class JobModel(BaseModel):
     model_digest: str
     request: dict[str, Any]
     client: str
+    person: str
+    slot: str
     priority: int
     created: float
     started: float | None
@@ -132,11 +136,18 @@ class Place(BaseModel):
     reason: str
 
 
-class Queue(BaseModel):
-    """The running job, and the waiting jobs in the order in which they start if no other job arrives."""
+class RunningModel(BaseModel):
+    """A running job, the slot that runs it, and its progress; null until it has begun."""
 
-    running: JobModel | None
+    slot: str
+    job: JobModel
     progress: dict[str, Any] | None
+
+
+class Queue(BaseModel):
+    """The running jobs, and the waiting jobs in the order in which they start if no other job arrives."""
+
+    running: list[RunningModel]
     waiting: list[Place]
 
 
@@ -289,11 +300,35 @@ class ResidentModel(BaseModel):
     resident: list[str]
 
 
+class SlotModel(BaseModel):
+    """A device with its worker.
+
+    ``worker``: ``ready`` or ``starting``.
+    ``draining``: it takes no more jobs.
+    ``problem``: why it cannot continue; empty if it can.
+    ``job``: the identifier of its running job; empty if none runs.
+    ``resident``: the names of the models in its memory, the most recently used first.
+    ``switches``: jobs so far that needed another model. ``restarts``: of its worker.
+    ``run``: the run settings of its worker; null until it is ready.
+    """
+
+    name: str
+    worker: Literal["ready", "starting"]
+    draining: bool
+    problem: str
+    job: str
+    resident: list[str]
+    switches: int
+    restarts: int
+    run: dict[str, Any] | None
+
+
 class Health(BaseModel):
     """The state of the server.
 
     ``status``: ``waiting`` if the queue cannot continue; ``problem`` gives the reason.
-    ``worker``: ``ready`` or ``starting``.
+    ``worker``: ``ready`` if any worker is, else ``starting``.
+    ``paused``: no more jobs start.
     The other fields are only for clients that may use the server.
     """
 
@@ -304,9 +339,5 @@ class Health(BaseModel):
     spare: bool | None = None
     restarts: int | None = None
     run: dict[str, Any] | None = None
-
-
-def known(card: Card) -> Known:
-    """Return what predictions need to know of a model."""
-    summary = card.summary
-    return Known(summary["digest"], summary["base"], summary["variant"], summary["bytes"])
+    paused: bool | None = None
+    slots: list[SlotModel] | None = None

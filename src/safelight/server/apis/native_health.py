@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
+from pydantic import BaseModel
+from starlette.responses import Response
 
 from safelight.assembly.services import Services
 from safelight.server import auth
 from safelight.server.apis.native_fields import Health
+from safelight.server.apis.native_slots import describe_slots
 from safelight.version import VERSION
 
 
+class Readiness(BaseModel):
+    """Whether the server can run jobs, and each slot: ``ready``, ``starting``, ``draining`` or why it cannot go on."""
+
+    ready: bool
+    slots: dict[str, str]
+
+
 class HealthRoutes:
-    """The route of the server's health; it is open to everyone."""
+    """The routes of the server's health; they are open to everyone."""
 
     def __init__(self, control: Services) -> None:
         self._control = control
@@ -20,12 +30,14 @@ class HealthRoutes:
     def add_to(self, api: APIRouter) -> None:
         """Add the route to a router."""
         api.get("/health", tags=["server"])(self.health)
+        api.get("/ready", tags=["server"], responses={503: {"model": Readiness}})(self.ready)
 
     def health(self, http: HTTPRequest) -> Health:
         """Say whether the server and its worker are running. Clients with access also learn the details."""
-        run = self._control.supervisor.run_settings(0.0)
-        trouble = self._control.dispatcher.trouble
-        status, worker = "waiting" if trouble else "ok", "ready" if run is not None else "starting"
+        dispatcher = self._control.dispatcher
+        found = [run for slot in dispatcher.slots if (run := slot.supervisor.run_settings(0.0)) is not None]
+        trouble = dispatcher.trouble
+        status, worker = "waiting" if trouble else "ok", "ready" if found else "starting"
         if not auth.may_use(http, self._control.settings):
             return Health(status=status, worker=worker)
         return Health(
@@ -33,7 +45,21 @@ class HealthRoutes:
             worker=worker,
             problem=trouble,
             version=VERSION,
-            spare=self._control.supervisor.spare_is_ready(),
-            restarts=self._control.supervisor.restarts,
-            run=dict(run) if run is not None else None,
+            spare=all(slot.supervisor.spare_is_ready() for slot in dispatcher.slots),
+            restarts=sum(slot.supervisor.restarts for slot in dispatcher.slots),
+            run=dict(found[0]) if found else None,
+            paused=dispatcher.paused,
+            slots=describe_slots(self._control),
         )
+
+    def ready(self, answer: Response) -> Readiness:
+        """Say whether jobs can run now: 200 if any slot takes jobs, else 503."""
+        states: dict[str, str] = {}
+        for slot in self._control.dispatcher.slots:
+            started = slot.supervisor.run_settings(0.0) is not None
+            states[slot.name] = slot.trouble.reason or (
+                "draining" if slot.draining else "ready" if started else "starting"
+            )
+        ready = "ready" in states.values() and not self._control.dispatcher.paused
+        answer.status_code = 200 if ready else 503
+        return Readiness(ready=ready, slots=states)

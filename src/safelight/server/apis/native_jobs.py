@@ -26,6 +26,7 @@ from safelight.server.apis.native_fields import (
     Priority,
     Queue,
     Queued,
+    RunningModel,
 )
 from safelight.server.apis.native_image_fields import IdsModel
 from safelight.server.problems import RefusedError, documented, found
@@ -98,13 +99,13 @@ class JobRoutes:
         return IdsModel(ids=self._dispatcher.cancel_waiting())
 
     def queue(self, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Queue:
-        """Return the running job, and the waiting jobs in their order, each with the reason for its place."""
-        running = self._dispatcher.running
+        """Return the running jobs, and the waiting jobs in their order, each with the reason for its place."""
+        running = self._dispatcher.running()
         return Queue(
-            running=_job(running.job) if running is not None else None,
-            progress=progress_to_dict(running.progress)
-            if running is not None and running.progress is not None
-            else None,
+            running=[
+                RunningModel(slot=slot, job=_job(one.job), progress=one.progress and progress_to_dict(one.progress))
+                for slot, one in running.items()
+            ],
             waiting=[Place(job=_job(job), reason=reason) for job, reason in self._dispatcher.queue(limit)],
         )
 

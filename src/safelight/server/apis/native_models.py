@@ -12,8 +12,9 @@ from safelight.catalog.cards import Card
 from safelight.catalog.defaults import set_defaults
 from safelight.errors import IntegrityError, ModelNotFoundError
 from safelight.queue.events import Event
+from safelight.queue.timings import known
 from safelight.server import bridge, intake
-from safelight.server.apis.native_fields import AdapterModel, Adding, DefaultsModel, ModelModel, Verified, known
+from safelight.server.apis.native_fields import AdapterModel, Adding, DefaultsModel, ModelModel, Verified
 from safelight.server.apis.native_previews import preview_path
 from safelight.server.problems import RefusedError, documented
 
@@ -104,7 +105,7 @@ class ModelRoutes:
         shown = {key: value for key, value in card.summary.items() if key != "path"}
         return ModelModel(
             **shown,
-            pinned=card.name in self._control.supervisor.pinned,
+            pinned=any(card.name in slot.supervisor.pinned for slot in self._control.dispatcher.slots),
             preview=preview_path("models", card, self._library.root),
             components=dict(card.components),
             is_default=card.name == default,

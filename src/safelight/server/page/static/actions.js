@@ -2,7 +2,7 @@
 /** What the page asks of the server, and how the state follows the server's events. */
 
 import * as api from "./api.js";
-import { isShown, requests, restoreForm, setForm } from "./form.js";
+import { isShown, requests, restoreForm, setForm, without } from "./form.js";
 import { change, current } from "./store.js";
 import { t } from "./strings.js";
 
@@ -25,7 +25,7 @@ export async function start() {
   api.listen(
     {
       job: onJob,
-      progress: (data) => change({ progress: data }),
+      progress: (data) => change((state) => ({ progress: { ...state.progress, [data.job]: data } })),
       image: onImage,
       images: (data) => onImages(data.ids),
       boards: loadBoards,
@@ -139,7 +139,7 @@ function once(run) {
 /** @param {any} job */
 function onJob(job) {
   const known = current().jobs[job.id];
-  change((state) => ({ jobs: { ...state.jobs, [job.id]: job }, progress: state.progress?.job === job.id && job.ended ? null : state.progress }));
+  change((state) => ({ jobs: { ...state.jobs, [job.id]: job }, progress: job.ended ? without(state.progress, [job.id]) : state.progress }));
   if (job.ended && job.started && known?.state !== job.state) {
     change((state) => ({
       switchHistory: [...state.switchHistory, { at: job.ended, model: job.model, seconds: job.ended - job.started }].slice(-500),

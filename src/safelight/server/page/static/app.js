@@ -58,7 +58,7 @@ function dropped(event) {
 function Top({ view }) {
   const online = useStore((state) => state.online);
   const health = useStore((state) => state.health);
-  const busy = useStore((state) => state.queue?.running);
+  const busy = useStore((state) => state.queue.running.length > 0);
   const device = health?.run ? `${health.run.device}, ${health.run.dtype}` : t("worker_starting");
   const trouble = health?.status === "waiting" ? health.problem : "";
   const toggle = () => {
@@ -114,8 +114,8 @@ change({
   presets: {},
   models: [],
   adapters: [],
-  queue: { running: null, progress: null, waiting: [] },
-  progress: null,
+  queue: { running: [], waiting: [] },
+  progress: {},
   memory: null,
   memoryHistory: [],
   doctor: null,
@@ -134,9 +134,9 @@ startRouter();
 
 addEventListener("keydown", (event) => {
   // Escape cancels what this tab has asked for, unless it closes something.
-  const running = current().queue?.running;
+  const own = current().queue.running.filter((/** @type {any} */ one) => isOwn(one.job.id));
   const closes = event.isComposing || document.querySelector("dialog[open]");
-  if (event.key === "Escape" && running && isOwn(running.id) && !closes) cancel(running.id);
+  if (event.key === "Escape" && !closes) for (const one of own) cancel(one.job.id);
 });
 addEventListener("unhandledrejection", (event) => report(event.reason));
 

@@ -23,23 +23,25 @@ export function Create() {
   </div>`;
 }
 
-/** The job that is computed now. */
+/** The jobs that are computed now, one for each busy slot. */
 export function Running() {
-  const queue = useStore((state) => state.queue);
-  const progress = useStore((state) => state.progress) ?? queue.progress;
-  const job = queue.running;
-  if (!job) return null;
-  const mine = progress && (progress.job === undefined || progress.job === job.id) ? progress : null;
-  const stage = mine ? (mine.stage === "denoise" ? t("stage_step", { step: mine.step, steps: mine.steps }) : t(`stage_${mine.stage}`)) : t("stage_waiting");
-  const within = !mine ? 0 : mine.stage === "denoise" ? mine.step / Math.max(1, mine.steps) : mine.stage === "decode" ? 1 : 0;
-  const share = mine ? (mine.image + within) / job.request.count : 0;
+  const running = useStore((state) => state.queue.running);
+  return running.map((/** @type {any} */ one) => html`<${RunningJob} key=${one.job.id} job=${one.job} known=${one.progress} slot=${running.length > 1 ? one.slot : ""} />`);
+}
+
+/** @param {{job: any, known: any, slot: string}} props */
+function RunningJob({ job, known, slot }) {
+  const progress = useStore((state) => state.progress[job.id]) ?? known;
+  const stage = progress ? (progress.stage === "denoise" ? t("stage_step", { step: progress.step, steps: progress.steps }) : t(`stage_${progress.stage}`)) : t("stage_waiting");
+  const within = !progress ? 0 : progress.stage === "denoise" ? progress.step / Math.max(1, progress.steps) : progress.stage === "decode" ? 1 : 0;
+  const share = progress ? (progress.image + within) / job.request.count : 0;
   const elapsed = job.started ? Date.now() / 1000 - job.started : 0;
   const left = share > 0.08 && elapsed > 1 ? t("time_left", { time: duration((elapsed / share) * (1 - share)) }) : "";
   return html`<section class="card running" aria-label=${t("now")}>
-    ${mine?.preview ? html`<img src=${mine.preview} alt=${t("unfinished")} />` : html`<div class="no-preview" />`}
+    ${progress?.preview ? html`<img src=${progress.preview} alt=${t("unfinished")} />` : html`<div class="no-preview" />`}
     <div class="running-text">
       <p class="running-prompt">${job.request.prompt || t("no_prompt")}</p>
-      <p class="note">${job.model}: ${stage} ${left && `· ${left}`}</p>
+      <p class="note">${slot && `${slot} · `}${job.model}: ${stage} ${left && `· ${left}`}</p>
       <p class="note">${job.reason}</p>
       <progress max="1" value=${share} aria-label=${t("progress")} />
     </div>

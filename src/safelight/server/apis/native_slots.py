@@ -1,0 +1,105 @@
+"""Routes for the slots of a server, each a device with its worker, and for pausing the queue."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi import Path as InPath
+
+from safelight.assembly.services import Services
+from safelight.queue.events import Event
+from safelight.server.apis.native_fields import SlotModel
+from safelight.server.problems import RefusedError, documented
+from safelight.workers.slot import Slot
+
+Name = Annotated[str, InPath(pattern=r"^[\w:.-]{1,100}$", description="a slot's name")]
+
+
+class SlotRoutes:
+    """The routes for slots."""
+
+    def __init__(self, control: Services) -> None:
+        self._control, self._dispatcher = control, control.dispatcher
+
+    def add_to(self, api: APIRouter) -> None:
+        """Add the routes to a router."""
+        api.get("/slots", tags=["server"])(self.all)
+        api.post("/slots/{name}/drain", tags=["server"], responses=documented(404))(self.drain)
+        api.post("/slots/{name}/resume", tags=["server"], responses=documented(404))(self.resume)
+        api.post("/slots/{name}/restart", tags=["server"], responses=documented(404))(self.restart)
+        api.post("/queue/pause", tags=["server"], status_code=204)(self.pause)
+        api.post("/queue/resume", tags=["server"], status_code=204)(self.resume_queue)
+
+    def all(self) -> list[SlotModel]:
+        """List the slots: what each holds and does."""
+        return describe_slots(self._control)
+
+    def drain(self, name: Name) -> SlotModel:
+        """Let a slot finish its job and take no more."""
+        return self._drain(name, True)
+
+    def resume(self, name: Name) -> SlotModel:
+        """Let a slot take jobs again."""
+        return self._drain(name, False)
+
+    def restart(self, name: Name) -> SlotModel:
+        """Replace a slot's worker by a new process. Its running job, if it has one, is made again."""
+        slot = self._slot(name)
+        slot.runner.replace_worker("somebody restarted the worker")
+        return self._told(slot)
+
+    def pause(self) -> None:
+        """Start no more jobs. Running jobs go on, and requests are still queued."""
+        self._dispatcher.paused = True
+        self._control.events.tell(Event("worker", ""))
+
+    def resume_queue(self) -> None:
+        """Start jobs again."""
+        self._dispatcher.paused = False
+        self._control.events.tell(Event("worker", ""))
+
+    def _drain(self, name: str, draining: bool) -> SlotModel:
+        slot = self._slot(name)
+        slot.draining = draining
+        self._dispatcher.wake()
+        return self._told(slot)
+
+    def _slot(self, name: str) -> Slot:
+        slot = self._dispatcher.slot(name)
+        if slot is None:
+            raise RefusedError(404, "not_found", f"there is no slot {name!r}")
+        return slot
+
+    def _told(self, slot: Slot) -> SlotModel:
+        self._control.events.tell(Event("worker", "", {"slot": slot.name}))
+        return describe_slot(slot, _names(self._control))
+
+
+def describe_slots(control: Services) -> list[SlotModel]:
+    """Return what clients learn of all slots."""
+    names = _names(control)
+    return [describe_slot(slot, names) for slot in control.dispatcher.slots]
+
+
+def describe_slot(slot: Slot, names: dict[str, str]) -> SlotModel:
+    """Return what clients learn of a slot. ``names``: the names of the models, by their digests."""
+    run: dict[str, Any] | None = None
+    if (settings := slot.supervisor.run_settings(0.0)) is not None:
+        run = dict(settings)
+    running = slot.runner.running
+    return SlotModel(
+        name=slot.name,
+        worker="starting" if run is None else "ready",
+        draining=slot.draining,
+        problem=slot.trouble.reason,
+        job="" if running is None else running.job.id,
+        resident=[names.get(digest, digest[:12]) for digest in slot.runner.resident],
+        switches=slot.switches,
+        restarts=slot.supervisor.restarts,
+        run=run,
+    )
+
+
+def _names(control: Services) -> dict[str, str]:
+    return {card.digest: card.name for card in control.library.cards()}

@@ -1,0 +1,122 @@
+"""Chooses the next job of each slot, with predictions of how long jobs and switches take. No torch."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections.abc import Callable, Sequence
+
+from safelight.queue import order
+from safelight.queue.database import Database
+from safelight.queue.job import QueuedJob
+from safelight.queue.order import Costs, OvertakeLimits, SlotView
+from safelight.queue.shares import Shares
+from safelight.workers.slot import Slot
+
+MAX_UPCOMING_MODELS = 3
+"""The most models of upcoming jobs that are named to a worker, for its planner."""
+
+UPCOMING_JOBS_SCANNED = 12
+"""Jobs at the head of the queue in which the upcoming models are looked for."""
+
+UNKNOWN_SECONDS = 10.0
+"""What a job is assumed to take before any has ended."""
+
+UNKNOWN_SWITCH_SECONDS = 1.0
+"""What a switch is assumed to take before any was measured."""
+
+NEWEST_SHARE = 0.3
+"""The weight of the newest job in the mean of a model's jobs."""
+
+
+class Choosing:
+    """Gives free slots their jobs. Only one slot chooses at a time, so the bounds hold over all.
+
+    ``limits``: how far the order may differ from the order of arrival, and from equal shares.
+    ``switch_seconds``: predicts the seconds of a switch, by the group; None if nothing is known.
+    ``shares``: who has computed how long.
+
+    The attribute ``slots`` has all slots of the server. While ``paused`` is set, no slot gets a job.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        limits: OvertakeLimits,
+        switch_seconds: Callable[[str], float | None] = lambda _: None,
+        shares: Shares | None = None,
+    ) -> None:
+        self._database, self._limits = database, limits
+        self._switch_seconds = switch_seconds
+        self._shares = shares or Shares()
+        self._job_seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self.slots: Sequence[Slot] = ()
+        self.paused = False
+
+    def next_job(self, slot: Slot) -> QueuedJob | None:
+        """Choose a slot's next job and start it. None if there is none for it."""
+        with self._lock:
+            while not (self.paused or slot.draining):
+                waiting = self._database.waiting(order.candidates_needed(self._limits, 1))
+                if not waiting:
+                    return None
+                others = [self._view(other) for other in self.slots if other is not slot and other.takes_jobs]
+                here, leads = self._view(slot), self._shares.leads(self._database.people())
+                choice = order.choose(waiting, here, self._limits, others, leads, self._costs())
+                if choice is None:
+                    return None
+                job = self._database.start(choice.id, choice.reason, slot.name)
+                if job is None:
+                    # It was cancelled meanwhile.
+                    continue
+                if here.resident[:1] != (job.group,):
+                    slot.switches += 1
+                slot.charged = self._seconds_of(job.group)
+                self._shares.charge(job.person, slot.charged)
+                slot.runner.announce(job)
+                return job
+            return None
+
+    def note(self, slot: Slot, job: QueuedJob, seconds: float, done: bool) -> None:
+        """Correct the person's share by what the job really took, and remember it for predictions.
+
+        ``done``: whether the job ended well, so that other jobs of its model will take as long.
+        """
+        with self._lock:
+            self._shares.charge(job.person, seconds - slot.charged)
+            if done:
+                before = self._job_seconds.get(job.group, seconds)
+                self._job_seconds[job.group] = before + NEWEST_SHARE * (seconds - before)
+
+    def in_order(self, limit: int) -> list[tuple[order.Choice, str]]:
+        """Return the first ``limit`` waiting jobs in the order in which they will start, each with its slot."""
+        slots = [self._view(slot) for slot in self.slots if slot.takes_jobs] or [SlotView()]
+        with self._lock:
+            leads = self._shares.leads(self._database.people())
+        waiting = self._database.waiting(order.candidates_needed(self._limits, limit))
+        return order.in_order(waiting, slots, self._limits, limit, leads, self._costs())
+
+    def upcoming(self, slot: str) -> tuple[str, ...]:
+        """The models of the next jobs of a slot, the soonest first."""
+        ids = [choice.id for choice, name in self.in_order(UPCOMING_JOBS_SCANNED) if name in (slot, "")]
+        jobs = self._database.jobs_of(ids)
+        return tuple(dict.fromkeys(jobs[one].request.model for one in ids if one in jobs))[:MAX_UPCOMING_MODELS]
+
+    def _view(self, slot: Slot) -> SlotView:
+        return slot.view(self._seconds_of)
+
+    def _seconds_of(self, group: str) -> float:
+        """Predict the seconds of a job."""
+        found = self._job_seconds.get(group)
+        if found is not None:
+            return found
+        known = list(self._job_seconds.values())
+        return statistics.fmean(known) if known else UNKNOWN_SECONDS
+
+    def _costs(self) -> Costs:
+        def switch(group: str) -> float:
+            found = self._switch_seconds(group)
+            return UNKNOWN_SWITCH_SECONDS if found is None else found
+
+        return Costs(switch, self._seconds_of)

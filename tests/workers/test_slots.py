@@ -1,0 +1,153 @@
+"""Several slots: each takes jobs, what one fails at another tries, and people take turns. Workers follow scripts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from support.jobs import made_up
+from support.scripted_queue import Queue, Told, done
+
+from safelight.errors import WorkerDiedError
+from safelight.queue.job import QueuedJob
+from safelight.request.results import Progress
+from safelight.request.schema import Request
+from safelight.workers.messages import Ended, FromWorker, Generate, Progressed
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Generator[Queue]:
+    made = Queue(tmp_path, Told(), slots=2, most=100)
+    yield made
+    made.dispatcher.stop(0)
+    made.database.close()
+
+
+def accept(queue: Queue, model: str = "d", person: str = "") -> str:
+    [job] = queue.dispatcher.accept(made_up(Request("x", "starter-noto"), model), person=person)
+    return job.id
+
+
+def ended(queue: Queue, job: str, seconds: float = 10.0) -> QueuedJob:
+    until = time.monotonic() + seconds
+    while True:
+        found = queue.database.job(job)
+        assert found is not None
+        if found.ended is not None:
+            return found
+        assert time.monotonic() < until, found
+        time.sleep(0.005)
+
+
+def test_two_jobs_run_at_once_on_two_slots(queue: Queue) -> None:
+    both = threading.Barrier(2, timeout=8)
+
+    def meets(wanted: Generate) -> Generator[FromWorker]:
+        both.wait()
+        yield Ended(wanted.job_id, "done", "", ())
+
+    queue.supervisor.script = meets
+    jobs = [accept(queue, "a"), accept(queue, "b")]
+    queue.dispatcher.start()
+    assert {ended(queue, job).slot for job in jobs} == {"slot:0", "slot:1"}
+    assert [slot.switches for slot in queue.dispatcher.slots] == [1, 1]
+
+
+def test_what_kills_one_worker_is_tried_on_the_other_slot(queue: Queue) -> None:
+    seen = list[str]()
+
+    def dies_once(wanted: Generate) -> Generator[FromWorker]:
+        seen.append(next(slot for slot, one in queue.dispatcher.running().items() if one.job.id == wanted.job_id))
+        if len(seen) == 1:
+            raise WorkerDiedError("was killed")
+        yield Ended(wanted.job_id, "done", "", ())
+
+    queue.supervisor.script = dies_once
+    job = accept(queue)
+    queue.dispatcher.start()
+    found = ended(queue, job)
+    assert (found.state, found.attempts, len(set(seen))) == ("done", 2, 2)
+
+
+def test_a_job_without_progress_is_taken_from_its_worker(tmp_path: Path) -> None:
+    hangs = threading.Event()
+
+    class Stuck(Told):
+        def kill(self) -> None:
+            hangs.set()
+
+    def stuck(wanted: Generate) -> Generator[FromWorker]:
+        if hangs.is_set():
+            yield Ended(wanted.job_id, "done", "", ())
+            return
+        yield Progressed(wanted.job_id, Progress("denoise", 0, 1, 4))
+        assert hangs.wait(10)
+        raise WorkerDiedError("was killed by SIGKILL")
+
+    queue = Queue(tmp_path, Stuck(), slots=2, most=100, stall_seconds=0.5)
+    told = list[str]()
+    queue.events.subscribe(lambda event: told.append(event.data.get("stalled", "")) if event.kind == "worker" else None)
+    queue.supervisor.script = stuck
+    job = accept(queue)
+    queue.dispatcher.start()
+    assert (ended(queue, job).state, ended(queue, job).attempts) == ("done", 2)
+    assert "no progress in the stage denoise" in told[0]
+    queue.dispatcher.stop(0)
+    queue.database.close()
+
+
+def test_the_queue_pauses_and_a_slot_drains(queue: Queue) -> None:
+    queue.supervisor.script = done
+    queue.dispatcher.paused = True
+    queue.dispatcher.start()
+    jobs = [accept(queue) for _ in range(4)]
+    time.sleep(0.3)
+    assert queue.database.queued() == 4
+    first, second = queue.dispatcher.slots
+    assert queue.dispatcher.slot("nobody") is None
+    first.draining = True
+    queue.dispatcher.paused = False
+    assert {ended(queue, job).slot for job in jobs} == {"slot:1"}
+    first.draining, second.draining = False, True
+    assert ended(queue, accept(queue)).slot == "slot:0"
+
+
+def test_people_take_turns(queue: Queue) -> None:
+    order = list[str]()
+
+    def slow(wanted: Generate) -> Generator[FromWorker]:
+        job = queue.database.job(wanted.job_id)
+        assert job is not None
+        order.append(job.person)
+        time.sleep(0.02)
+        yield Ended(wanted.job_id, "done", "", ())
+
+    queue.supervisor.script = slow
+    jobs = [accept(queue, "a", "ann") for _ in range(40)] + [accept(queue, "a", "bob") for _ in range(4)]
+    queue.dispatcher.start()
+    for job in jobs:
+        ended(queue, job)
+    # Bob's jobs run within his share, and not after all of Ann's.
+    assert max(place for place, person in enumerate(order) if person == "bob") < 30
+
+
+def test_a_cancelled_job_ends_on_whichever_slot_it_runs(queue: Queue) -> None:
+    go = threading.Event()
+
+    def waits(wanted: Generate) -> Generator[FromWorker]:
+        assert go.wait(10)
+        yield Ended(wanted.job_id, "cancelled" if wanted.job_id in queue.supervisor.cancelled else "done", "", ())
+
+    queue.supervisor.script = waits
+    queue.dispatcher.start()
+    jobs = [accept(queue, "a"), accept(queue, "b")]
+    until = time.monotonic() + 5
+    while len(queue.dispatcher.running()) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert queue.dispatcher.cancel(jobs[1])
+    go.set()
+    assert [ended(queue, job).state for job in jobs] == ["done", "cancelled"]
