@@ -111,10 +111,10 @@ class Settings(BaseSettings):
         SettingDetails(group="Folders", default_text="downloads in the root"),
         default=None,
     )
-    allow_downloads: bool = _declare(
+    allow_downloads: bool | None = _declare(
         "Clients may let the server download models over HTTP.",
-        SettingDetails(group="Folders"),
-        default=False,
+        SettingDetails(group="Folders", default_text="only if no other machine can reach the server"),
+        default=None,
     )
     download_hosts: Words = _declare(
         "Downloads may come from these hosts (HOST or HOST:PORT) without TLS and from private addresses.",
@@ -419,6 +419,14 @@ def details_of(name: str) -> SettingDetails:
 def variable_of(name: str) -> str:
     """Return the environment variable of a setting."""
     return f"{PREFIX}{name.upper()}"
+
+
+def choices_of(name: str) -> tuple[str, ...]:
+    """Return the allowed values of a setting that has only a few; () for all others."""
+    kind = Settings.model_fields[name].annotation
+    if kind is bool:
+        return ("true", "false")
+    return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
 
 
 def describe_allowed(name: str) -> str:

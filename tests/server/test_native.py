@@ -395,3 +395,17 @@ def test_pages_of_other_sites_need_a_setting(http: httpx.Client, tmp_path: Path)
         asked = {**elsewhere, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x"}
         assert client.options("/api/v1/generate", headers=asked).status_code == 200
         assert client.get("/api/v1/models", headers={"Origin": "https://example.com"}).status_code == 403
+
+
+def test_waiting_jobs_start_in_the_order_that_is_set(http: httpx.Client) -> None:
+    http.post("/api/v1/queue/pause")
+    try:
+        jobs = [make(http, model="starter-noto", steps=1)["id"] for _ in range(4)]
+        wanted = [jobs[2], jobs[0], jobs[3], jobs[1]]
+        assert http.put("/api/v1/queue/order", json={"ids": [*wanted, "0" * 32]}).json()["ids"] == wanted
+        waiting = [place["job"]["id"] for place in http.get("/api/v1/queue").json()["waiting"]]
+        assert [job for job in waiting if job in jobs] == wanted
+    finally:
+        http.post("/api/v1/queue/resume")
+    found = {job: ended(http, job)["started"] for job in jobs}
+    assert sorted(jobs, key=found.__getitem__) == wanted

@@ -173,13 +173,16 @@ class Database:
         values = {"state": state, "ended": time.time(), "reason": reason, "failure": failure}
         return self._leave_state(job_id, was, seconds, values)
 
-    def set_priority(self, job_id: str, priority: int) -> bool:
-        """Set the priority of a job that waits. Returns whether it waited."""
+    def set_priorities(self, priorities: Mapping[str, int]) -> list[str]:
+        """Set the priorities of jobs that wait, by identifier. Returns those that waited."""
+        changed: list[str] = []
         with self._file.session() as session, session.begin():
-            changed = session.execute(
-                update(JobRow).where(JobRow.id == job_id, JobRow.state == "queued").values(priority=priority)
-            )
-            return bool(changed.rowcount)  # pyright: ignore[reportAttributeAccessIssue]
+            for job, priority in priorities.items():
+                done = session.execute(
+                    update(JobRow).where(JobRow.id == job, JobRow.state == "queued").values(priority=priority)
+                )
+                changed += [job] if done.rowcount else []  # pyright: ignore[reportAttributeAccessIssue]
+        return changed
 
     def put_back(self, job_id: str, reason: str, counts_as_attempt: bool = True, seconds: float = 0.0) -> bool:
         """Queue a running job again, at its old place; return False when it does not run.

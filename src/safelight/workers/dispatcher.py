@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safelight.errors import QueueFullError, StorageError
@@ -124,11 +124,12 @@ class Dispatcher:
             slot.runner.cancel(job_id)
         return True
 
-    def set_priority(self, job_id: str, priority: int) -> bool:
-        """Set the priority of a job that waits. Returns whether it waited."""
-        changed = self._database.set_priority(job_id, priority)
+    def set_priorities(self, priorities: Mapping[str, int]) -> list[str]:
+        """Set the priorities of jobs that wait, by identifier. Returns those that waited."""
+        changed = self._database.set_priorities(priorities)
+        for job in changed:
+            self._tell(job)
         if changed:
-            self._tell(job_id)
             self.wake()
         return changed
 

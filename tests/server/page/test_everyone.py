@@ -70,4 +70,4 @@ def test_an_image_is_made_and_removed_by_the_keyboard_alone(open_page: Open) -> 
     page.keyboard.press("Enter")
     page.get_by_role("dialog").wait_for()
     page.keyboard.press("Delete")
-    page.get_by_text("are in the trash").wait_for()
+    page.get_by_text("In the trash: 1").wait_for()

@@ -123,9 +123,9 @@ def test_markup_stays_text(open_page: Open, http: httpx.Client) -> None:
 def test_several_tabs_stay_in_step(open_page: Open, http: httpx.Client) -> None:
     first, second = open_page("/"), open_page("/gallery")
     status, before = second.locator(".filters [role=status]"), http.get("/api/v1/images/count").json()["count"]
-    expect(status).to_have_text(f"{before} images")
+    expect(status).to_have_text(f"Images: {before}")
     make(first, "a crab", steps=2)
-    expect(status).to_have_text(f"{before + 1} images", timeout=60_000)
+    expect(status).to_have_text(f"Images: {before + 1}", timeout=60_000)
 
 
 @pytest.mark.full
@@ -216,7 +216,7 @@ def test_cost_tokens_and_help_are_said_before_anything_is_made(open_page: Open) 
     page.locator(IMAGES).first.wait_for(timeout=60_000)
     expect(page.locator(".cost")).to_contain_text("about")
     page.get_by_label("Images", exact=True).fill("4")
-    expect(page.locator(".cost")).to_contain_text("for 4 images")
+    expect(page.locator(".cost")).to_contain_text("images: 4")
     page.get_by_role("button", name="Models", exact=True).click()
     page.get_by_role("option", name="starter-flux").click()
     page.keyboard.press("Escape")
@@ -264,3 +264,29 @@ def test_a_smaller_file_canaries_and_versions(browser: Browser, tmp_path: Path) 
         expect(page.locator(".canaries li")).not_to_have_count(0)
         shot(page, "trust")
         page.close()
+
+
+@pytest.mark.full
+def test_what_was_made_stays_in_sight_when_a_request_is_refused(open_page: Open) -> None:
+    page = open_page()
+    make(page, "red apple", steps=2)
+    page.locator(IMAGES).first.wait_for(timeout=60_000)
+    page.get_by_text("ControlNet", exact=True).first.click()
+    page.get_by_label("Add a ControlNet").select_option("edges")
+    page.get_by_label("Prompt", exact=True).fill("octopus")
+    page.get_by_role("button", name="Generate").click()
+    # The mistake comes into view, and the images stay.
+    expect(page.locator("fieldset .problem")).to_be_in_viewport()
+    expect(page.locator(IMAGES)).to_have_count(1)
+    page.get_by_role("button", name="Remove edges").click()
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".work h2").first).to_have_text("octopus")
+    expect(page.locator(".earlier .thumbnail")).to_have_count(1)
+
+
+@pytest.mark.full
+def test_examples_lead_to_a_first_image(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_role("group", name="Examples").get_by_role("button", name="octopus").click()
+    page.get_by_role("button", name="Generate").click()
+    page.locator(IMAGES).first.wait_for(timeout=60_000)

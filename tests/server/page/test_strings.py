@@ -15,6 +15,7 @@ DYNAMIC = {
     "view_": ("create", *VIEWS),
     "stage_": ("switch", "encode", "decode"),
     "tool_": ("brush", "eraser", "rectangle", "lasso", "fill", "box", "pan"),
+    "hint_": ("brush", "eraser", "rectangle", "lasso", "fill", "box", "pan"),
     "layer_": ("mask", "picture"),
     "box_": ("x", "y", "width", "height"),
     "compare_": ("slider", "flicker", "difference"),

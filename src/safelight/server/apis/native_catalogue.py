@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from safelight.assembly.services import Services
 from safelight.downloads.catalogue import CatalogueFile, read_catalogue
+from safelight.server.apis.native_downloads import may_download
 
 
 class BundleModel(BaseModel):
@@ -59,6 +60,6 @@ class CatalogueRoutes:
         ]
         return CatalogueModel(
             memory_gb=psutil.virtual_memory().total / 2**30,
-            may_download=self._settings.allow_downloads,
+            may_download=may_download(self._settings),
             bundles=bundles,
         )

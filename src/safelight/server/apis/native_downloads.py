@@ -10,10 +10,17 @@ from fastapi import Path as InPath
 
 from safelight.assembly.services import Services
 from safelight.downloads.sources import RepositoryChoice
+from safelight.server import auth
 from safelight.server.apis.native_fields import CancelledModel, Downloading, DownloadModel
 from safelight.server.problems import RefusedError, documented, found
+from safelight.settings import Settings
 
 DownloadId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", description="a download's identifier")]
+
+
+def may_download(settings: Settings) -> bool:
+    """Whether clients may let the server download."""
+    return auth.is_loopback(settings.host) if settings.allow_downloads is None else settings.allow_downloads
 
 
 class DownloadRoutes:
@@ -34,7 +41,7 @@ class DownloadRoutes:
 
         The setting ``allow_downloads`` must be true.
         """
-        if not self._control.settings.allow_downloads:
+        if not may_download(self._control.settings):
             message = "clients may not let this server download; the setting allow_downloads allows it"
             raise RefusedError(403, "forbidden", message, "source")
         choice = RepositoryChoice(asked.file, asked.file_variant, asked.revision)

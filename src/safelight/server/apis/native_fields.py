@@ -129,6 +129,14 @@ class Priority(BaseModel):
     priority: int = FieldOf(ge=-100, le=100)
 
 
+class Order(BaseModel):
+    """Jobs that wait, the first one first. ``ids``: at most 100."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: Annotated[list[Annotated[str, FieldOf(pattern="^[0-9a-f]{32}$")]], FieldOf(max_length=100)]
+
+
 class Place(BaseModel):
     """A waiting job, and the reason for its place in the queue."""
 

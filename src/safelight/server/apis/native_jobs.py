@@ -22,6 +22,7 @@ from safelight.server.apis.native_fields import (
     JobId,
     JobModel,
     Limit,
+    Order,
     Place,
     Priority,
     Queue,
@@ -53,6 +54,7 @@ class JobRoutes:
         api.patch("/jobs/{job_id}", tags=["jobs"], responses=documented(404, 409))(self.set_priority)
         api.post("/queue/cancel", tags=["jobs"])(self.cancel_waiting)
         api.get("/queue", tags=["jobs"])(self.queue)
+        api.put("/queue/order", tags=["jobs"])(self.set_order)
         api.get("/events", tags=["jobs"], response_class=EventSourceResponse, responses=STREAM)(self.events)
 
     def generate(self, asked: Generation) -> Queued:
@@ -90,13 +92,19 @@ class JobRoutes:
     def set_priority(self, job_id: JobId, asked: Priority) -> JobModel:
         """Set the priority of a job that waits. Higher goes first, within the bound of the queue."""
         job = found(self._database.job(job_id), "job", job_id)
-        if not self._dispatcher.set_priority(job_id, asked.priority):
+        if not self._dispatcher.set_priorities({job_id: asked.priority}):
             raise RefusedError(409, "not_waiting", f"job {job_id} is {job.state}; only jobs that wait have an order")
         return self.one_job(job_id)
 
     def cancel_waiting(self) -> IdsModel:
         """Cancel all jobs that wait. The running one goes on."""
         return IdsModel(ids=self._dispatcher.cancel_waiting())
+
+    def set_order(self, asked: Order) -> IdsModel:
+        """Let jobs that wait start in this order, by giving each a higher priority than the next. Returns those that
+        waited. Jobs that are not named come after them."""
+        count = len(asked.ids)
+        return IdsModel(ids=self._dispatcher.set_priorities({job: count - at for at, job in enumerate(asked.ids)}))
 
     def queue(self, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Queue:
         """Return the running jobs, and the waiting jobs in their order, each with the reason for its place."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from safelight.assembly.services import Services
 from safelight.server.problems import RefusedError, documented
-from safelight.settings import SECRETS, Settings, describe_allowed, details_of, variable_of
+from safelight.settings import SECRETS, Settings, choices_of, describe_allowed, details_of, variable_of
 from safelight.settings_sources import explain_settings, unset_setting, write_setting
 
 Name = Annotated[str, InPath(pattern="^[a-z0-9_]{1,60}$", description="a setting's name")]
@@ -25,6 +25,7 @@ class SettingModel(BaseModel):
     ``origin``: where it came from.
     ``stored``: the value with which the server would start now. ``changes``: whether it is another one.
     ``may_change``: whether clients may change it.
+    ``choices``: the allowed values, if there are only a few.
     ``allowed``, ``unit``, ``description``, ``default``: in words.
     """
 
@@ -35,6 +36,7 @@ class SettingModel(BaseModel):
     stored: Any
     changes: bool
     may_change: bool
+    choices: list[str]
     allowed: str
     unit: str
     default: str
@@ -106,6 +108,7 @@ class SettingRoutes:
             stored=None if secret else stored[name],
             changes=stored[name] != self._control.stored_at_start[name],
             may_change=_may_change(name),
+            choices=list(choices_of(name)),
             allowed=describe_allowed(name),
             unit=details.unit,
             default=details.default_text or str(Settings.model_fields[name].default),

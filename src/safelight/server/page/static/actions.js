@@ -3,7 +3,7 @@
 
 import * as api from "./api.js";
 import { isShown, requests, restoreForm, setForm, without } from "./form.js";
-import { change, current } from "./store.js";
+import { change, current, removeToast } from "./store.js";
 import { t } from "./strings.js";
 
 const ASKED_KEY = "safelight.asked";
@@ -14,6 +14,8 @@ const WAITING_SHOWN = 100;
 const HISTORY_SECONDS = 3600;
 const PROBE_MS = 2000;
 const MOST_DETAILS = 5000;
+const MOST_EARLIER = 40;
+const NARROW = 1100;
 const CHANGED_AT_ONCE = 1000;
 const DOCUMENTATION = "/help/index.html";
 
@@ -160,7 +162,7 @@ export const isOwn = (id) => current().asked.includes(id) || current().canvas.as
 function onImage(image) {
   change((state) => {
     const images = [...(state.sheet[image.job] ?? []).filter((/** @type {any} */ one) => one.id !== image.id), image];
-    const asked = state.asked.includes(image.job) || state.canvas.asked.includes(image.job);
+    const asked = [...state.asked, ...state.earlier, ...state.canvas.asked].includes(image.job);
     return {
       sheet: asked ? { ...state.sheet, [image.job]: images.sort((a, b) => a.place - b.place) } : state.sheet,
       galleryVersion: state.galleryVersion + 1,
@@ -219,6 +221,9 @@ async function loadJobs(ids) {
   return new Set(there.map((one) => one.job.id));
 }
 
+/** What this tab has asked for so far stays in sight below the next request. */
+const rememberSheet = () => change((state) => ({ earlier: [...new Set([...state.asked, ...state.earlier])].slice(0, MOST_EARLIER) }));
+
 /** @param {string[]} asked */
 function setAsked(asked) {
   change({ asked });
@@ -266,9 +271,11 @@ export async function make() {
   const state = current();
   if (!modelIsChosen()) return;
   const seed = state.form.seed ?? someSeed();
-  change({ asked: [] });
+  rememberSheet();
   const count = await queue(requests(state, { seed }), setAsked);
   if (!count) return;
+  // On a narrow screen, the images are below the form.
+  if (innerWidth < NARROW) document.querySelector(".work")?.scrollIntoView({ block: "start" });
   rememberPrompt(state.form.prompt);
   if (state.form.seedLocked) setForm({ seed });
   announce(t("said_queued", { count }));
@@ -279,7 +286,7 @@ export async function makeGrid(models, seeds) {
   const state = current();
   if (!modelIsChosen()) return;
   const wanted = models.flatMap((model) => seeds.flatMap((seed) => requests(state, { models: [model], seed, count: 1 })));
-  change({ asked: [] });
+  rememberSheet();
   await queue(wanted, setAsked);
 }
 
@@ -304,8 +311,8 @@ export const cancel = (job) => attempt(() => api.post(`/jobs/${job}/cancel`));
 
 export const cancelWaiting = () => attempt(() => api.post("/queue/cancel"));
 
-/** @param {string} job @param {number} priority */
-export const setPriority = (job, priority) => attempt(() => api.patch(`/jobs/${job}`, { priority }));
+/** Let jobs that wait start in this order. @param {string[]} ids */
+export const setOrder = (ids) => attempt(() => api.put("/queue/order", { ids }));
 
 /**
  * Move images to the trash, and offer to undo it.
@@ -365,12 +372,8 @@ let numbers = 0;
 export function toast(text, kind = "plain", action = undefined) {
   const id = ++numbers;
   change((state) => ({ toasts: [...state.toasts.filter((/** @type {any} */ one) => one.text !== text), { id, text, kind, action }].slice(-4) }));
-  if (kind === "plain") setTimeout(() => closeToast(id), action ? 12_000 : 6000);
+  if (kind === "plain") setTimeout(() => removeToast(id), action ? 12_000 : 6000);
 }
-
-/** @param {number} id */
-export const closeToast = (id) =>
-  change((state) => ({ toasts: state.toasts.filter((/** @type {any} */ one) => one.id !== id) }));
 
 let waiting = false;
 

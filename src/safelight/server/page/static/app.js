@@ -1,10 +1,10 @@
 // @ts-check
 /** The page: navigation, the view that the address names, messages, and keys that count everywhere. */
 
-import { cancel, closeToast, isOwn, report, start } from "./actions.js";
+import { cancel, isOwn, report, start } from "./actions.js";
 import { emptyCanvas } from "./canvas/document.js";
 import { html, render, useEffect, useState } from "./lib/htm-preact.js";
-import { HelpLink, IconButton, pictureFrom } from "./parts/elements.js";
+import { HelpLink, IconButton, pictureFrom, Toasts } from "./parts/elements.js";
 import { readPicture } from "./parts/form.js";
 import { go, startRouter } from "./router.js";
 import { change, current, useStore } from "./store.js";
@@ -43,14 +43,20 @@ function App() {
     <main id="main" tabindex="-1" onDragOver=${(/** @type {any} */ event) => event.preventDefault()} onDrop=${dropped}>
       ${ready ? html`<${View} />` : html`<p class="empty" role="status">${failed ? t("cannot_start", { why: failed }) : t("loading")}</p>`}
     </main>
-    <${Toasts} />
+    <${Toasts} inDialog=${false} />
     <${Said} />
   `;
 }
 
+let draggedInside = false;
+addEventListener("dragstart", () => (draggedInside = true));
+addEventListener("dragend", () => (draggedInside = false));
+
 /** A picture that is dropped anywhere fills the form with its settings. @param {any} event */
 function dropped(event) {
   event.preventDefault();
+  // What is dragged within the page has its own places; a slip of the hand must not change the form.
+  if (draggedInside) return;
   pictureFrom(event.dataTransfer).then((picture) => picture && readPicture(picture).then(() => go("/"))).catch(report);
 }
 
@@ -83,17 +89,6 @@ function Lost() {
   return html`<p class="empty">${t("no_view")} <a href="/">${t("view_create")}</a></p>`;
 }
 
-function Toasts() {
-  const toasts = useStore((state) => state.toasts);
-  return html`<div class="toasts">
-    ${toasts.map((/** @type {any} */ one) => html`<div key=${one.id} class="toast" data-kind=${one.kind} role=${one.kind === "bad" ? "alert" : "status"}>
-      <span>${one.text}</span>
-      ${one.action && html`<button type="button" onClick=${() => (one.action.run(), closeToast(one.id))}>${one.action.label}</button>`}
-      <${IconButton} icon="close" label=${t("close")} onClick=${() => closeToast(one.id)} />
-    </div>`)}
-  </div>`;
-}
-
 /** What screen readers say. */
 function Said() {
   const said = useStore((state) => state.said);
@@ -121,6 +116,9 @@ change({
   doctor: null,
   compacting: null,
   documentation: false,
+  dialogs: 0,
+  earlier: [],
+  compared: "",
   switchHistory: [],
   galleryVersion: 0,
   filter: { search: "", model: "", lora: "", tag: "", board: "", program: "", starred: false, trashed: false, seed: "", from: "", to: "" },

@@ -19,7 +19,9 @@ export function readAddress() {
 export function go(path, how = {}) {
   if (how.replace) history.replaceState(null, "", path);
   else history.pushState(null, "", path);
+  const before = current().route.view;
   change({ route: readAddress() });
+  if (current().route.view !== before) scrollTo(0, 0);
 }
 
 /** Follow links of the page and the back button. */

@@ -45,3 +45,6 @@ export function useStore(select) {
   }, []);
   return selected;
 }
+
+/** Remove a message. @param {number} id */
+export const removeToast = (id) => change((now) => ({ toasts: now.toasts.filter((/** @type {any} */ one) => one.id !== id) }));

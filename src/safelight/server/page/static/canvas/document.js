@@ -349,6 +349,8 @@ export async function accept(url, box) {
     stroke.context.drawImage(bitmap, place.x, place.y, place.width, place.height);
     stroke.end();
   }
+  // What was drawn again is not drawn again with the next part.
+  clearMask();
   set({ width: layers.picture.width, height: layers.picture.height, box: place, asked: [], boxes: {} });
 }
 

@@ -4,7 +4,7 @@
 import * as api from "../api.js";
 import { attempt } from "../actions.js";
 import { setForm, showField, useShown } from "../form.js";
-import { html, useEffect, useState } from "../lib/htm-preact.js";
+import { html, useEffect, useRef, useState } from "../lib/htm-preact.js";
 import { current, useStore } from "../store.js";
 import { t } from "../strings.js";
 import { IconButton, NumberField, PictureDrop, Section, SelectField, SliderField } from "./elements.js";
@@ -21,13 +21,17 @@ export function controlDefaults() {
 /** A stored picture of the form, or a place to drop one. @param {any} props */
 export function FormPicture({ label, digest, field, onChange }) {
   const problem = useStore((state) => (state.problem?.field === field ? state.problem.message : ""));
+  const place = useRef(/** @type {any} */ (null));
   useEffect(() => showField(field), [field]);
+  useEffect(() => {
+    if (problem) place.current.scrollIntoView({ block: "center" });
+  }, [problem]);
   /** @param {Blob} blob */
   const take = async (blob) => {
     const stored = await attempt(() => api.storeInput(blob, field));
     if (stored) onChange(stored.digest);
   };
-  return html`<div class="form-picture">
+  return html`<div class="form-picture" ref=${place}>
     <${PictureDrop} label=${digest ? t("replace_picture", { what: label }) : t("choose_picture", { what: label })} onPicture=${take}>
       ${digest && html`<img src=${`/api/v1/inputs/${digest}`} alt=${label} />`}
     <//>
@@ -82,7 +86,7 @@ export function Controls() {
       <legend>${control.name}</legend>
       <${IconButton} icon="close" label=${t("remove_named", { name: control.name })} onClick=${() => setForm({ controls: controls.filter((/** @type {any} */ _, /** @type {number} */ n) => n !== at) })} />
       <${FormPicture} label=${t("control_picture")} digest=${control.image} field="controls" onChange=${(/** @type {string} */ image) => change(at, { image })} />
-      <${SelectField} label=${t("control_preprocessor")} field="controls" value=${control.preprocessor} options=${choices("preprocessor")} onChange=${(/** @type {string} */ preprocessor) => change(at, { preprocessor })} />
+      <${SelectField} label=${t("control_preprocessor")} value=${control.preprocessor} options=${choices("preprocessor")} onChange=${(/** @type {string} */ preprocessor) => change(at, { preprocessor })} />
       <${SelectField} label=${t("control_mode")} value=${control.mode} options=${choices("mode")} onChange=${(/** @type {string} */ mode) => change(at, { mode })} />
       <${SliderField} label=${t("control_weight")} value=${control.weight} min=${0} max=${2} step=${0.05} onChange=${(/** @type {number} */ weight) => change(at, { weight })} />
       <div class="row">

@@ -3,7 +3,7 @@
 
 import { html, useEffect, useRef, useState } from "../lib/htm-preact.js";
 import { showField } from "../form.js";
-import { useStore } from "../store.js";
+import { change, removeToast, useStore } from "../store.js";
 import { languageNow, t } from "../strings.js";
 
 const PATHS = {
@@ -64,7 +64,10 @@ export function Labelled({ label, help, field, children, id, note }) {
   useEffect(() => {
     const element = document.getElementById(id);
     element?.toggleAttribute("aria-invalid", Boolean(problem));
-    if (problem) element?.setAttribute("aria-invalid", "true");
+    if (problem) {
+      element?.setAttribute("aria-invalid", "true");
+      element?.scrollIntoView({ block: "center" });
+    }
     if (problem || note) element?.setAttribute("aria-describedby", problem ? `${id}-problem` : `${id}-note`);
     else element?.removeAttribute("aria-describedby");
   }, [id, problem, note]);
@@ -158,13 +161,31 @@ export function Section({ name, title, children, open }) {
   </details>`;
 }
 
+/** Messages. While a dialog is open, they are in it, because nothing beside it can be clicked. @param {{inDialog: boolean}} props */
+export function Toasts({ inDialog }) {
+  const toasts = useStore((state) => state.toasts);
+  const dialogs = useStore((state) => state.dialogs);
+  if (inDialog !== dialogs > 0) return null;
+  return html`<div class="toasts">
+    ${toasts.map((/** @type {any} */ one) => html`<div key=${one.id} class="toast" data-kind=${one.kind} role=${one.kind === "bad" ? "alert" : "status"}>
+      <span>${one.text}</span>
+      ${one.action && html`<button type="button" onClick=${() => (one.action.run(), removeToast(one.id))}>${one.action.label}</button>`}
+      <${IconButton} icon="close" label=${t("close")} onClick=${() => removeToast(one.id)} />
+    </div>`)}
+  </div>`;
+}
+
 /** A dialog over the page. Escape and a click beside it close it. @param {any} props */
 export function Dialog({ label, onClose, children, className = "" }) {
   const place = useRef(/** @type {any} */ (null));
   useEffect(() => {
     const before = /** @type {HTMLElement | null} */ (document.activeElement);
     place.current.showModal();
-    return () => before?.focus?.();
+    change((state) => ({ dialogs: state.dialogs + 1 }));
+    return () => {
+      change((state) => ({ dialogs: state.dialogs - 1 }));
+      before?.focus?.();
+    };
   }, []);
   /** @param {any} event */
   const clicked = (event) => event.target === place.current && onClose();
@@ -178,6 +199,7 @@ export function Dialog({ label, onClose, children, className = "" }) {
       <${IconButton} icon="close" label=${t("close")} onClick=${onClose} />
       ${children}
     </div>
+    <${Toasts} inDialog=${true} />
   </dialog>`;
 }
 

@@ -112,7 +112,7 @@ function Size() {
 }
 
 /** The seed: any, or a fixed one. */
-function Seed() {
+export function Seed() {
   const form = useStore((state) => state.form);
   return html`<div class="row seed">
     <${Value} name="seed" placeholder=${t("any_seed")} step=${1} />
@@ -230,8 +230,10 @@ export async function readPicture(file) {
       return;
     }
     const request = { ...found.use.request };
+    const before = current().form;
     const missing = fillForm({ ...emptyForm(), ...request, model: request.model ?? "" });
-    toast([t("settings_of", { program: found.program }), ...found.use.not_carried_over, ...missing.map((name) => t("not_there", { name }))].join(" · "));
+    const said = [t("settings_of", { program: found.program }), ...found.use.not_carried_over, ...missing.map((name) => t("not_there", { name }))];
+    toast(said.join(" · "), "plain", { label: t("undo"), run: () => setForm(before) });
   } catch (error) {
     report(error);
   }

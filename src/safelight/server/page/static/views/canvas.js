@@ -11,6 +11,7 @@ import { html, useEffect, useState } from "../lib/htm-preact.js";
 import { ControlLayers } from "../parts/control_layers.js";
 import { NumberField, PictureDrop, SliderField } from "../parts/elements.js";
 import { ModelPicker } from "../parts/models.js";
+import { Seed } from "../parts/form.js";
 import { Prompt } from "../parts/prompt.js";
 import { Stage } from "../parts/stage.js";
 import { current, useStore } from "../store.js";
@@ -86,7 +87,7 @@ function Editor() {
   const canvas = useStore((state) => state.canvas);
   const [tool, setTool] = useState("brush");
   const [chosen, setLayer] = useState("mask");
-  const [radius, setRadius] = useState(24);
+  const [radius, setRadius] = useState(() => Math.max(2, Math.min(24, Math.round(Math.max(canvas.width, canvas.height) / 16))));
   const [colour, setColour] = useState("#b5371f");
   // A layer that was removed is not painted any more.
   const layer = ["mask", "picture"].includes(chosen) || canvas.controls.some((/** @type {any} */ one) => one.id === chosen) ? chosen : "mask";
@@ -135,18 +136,12 @@ function Editor() {
         <button type="button" onClick=${clearMask}>${t("clear_mask")}</button>
       </div>
     </div>
+    <p class="hint note">${t(`hint_${tool}`)}</p>
     <${Stage} tool=${tool} layer=${layer} radius=${radius} colour=${layer === "picture" ? colour : CONTROL_COLOUR} shown=${shown} />
     <div class="canvas-side">
       <${Prompt} main=${true} field="prompt" label=${t("field_prompt")} value=${form.prompt} onChange=${(/** @type {string} */ prompt) => setForm({ prompt })} onMake=${makeFromCanvas} />
       <${ModelPicker} />
       <div class="make"><button type="button" class="primary" onClick=${makeFromCanvas}>${t("make")}</button></div>
-      <${SliderField} label=${t("field_strength")} field="strength" value=${form.strength} min=${0.01} max=${1} step=${0.01} onChange=${(/** @type {number} */ strength) => setForm({ strength })} />
-      <${SliderField} label=${t("feather")} field="mask_blur" value=${form.mask_blur} min=${0} max=${64} step=${1} onChange=${(/** @type {number} */ mask_blur) => setForm({ mask_blur })} />
-      <div class="box-fields">${["x", "y", "width", "height"].map((side) => html`<${NumberField} key=${side} label=${t(`box_${side}`)} value=${canvas.box[side]} step=${SNAP} onChange=${(/** @type {number | null} */ value) => setBox({ ...canvas.box, [side]: side.length > 1 ? Math.max(LEAST_BOX, value ?? 0) : value ?? 0 })} />`)}</div>
-      <div class="row"><button type="button" onClick=${() => setBox({ x: 0, y: 0, width: canvas.width, height: canvas.height })}>${t("box_whole")}</button>
-        <button type="button" onClick=${save}>${t("export")}</button>
-        <${PictureDrop} label=${t("open_picture")} onPicture=${(/** @type {Blob} */ file) => openOnCanvas(file).catch(report)} /></div>
-      <${ControlLayers} onPaint=${setLayer} />
       <${Running} />
       ${(candidates.length > 0 || waiting > 0) && html`<section class="card candidates" aria-label=${t("candidates")}>
         <h2>${t("candidates")} ${waiting > 0 && html`<small>${t("waiting_count", { count: waiting })}</small>`}</h2>
@@ -156,6 +151,14 @@ function Editor() {
           <button type="button" onClick=${() => (setShown(null), discard())}>${t("discard")}</button>
         </div>
       </section>`}
+      <${Seed} />
+      <${SliderField} label=${t("field_strength")} field="strength" value=${form.strength} min=${0.01} max=${1} step=${0.01} onChange=${(/** @type {number} */ strength) => setForm({ strength })} />
+      <${SliderField} label=${t("feather")} field="mask_blur" value=${form.mask_blur} min=${0} max=${64} step=${1} onChange=${(/** @type {number} */ mask_blur) => setForm({ mask_blur })} />
+      <div class="box-fields">${["x", "y", "width", "height"].map((side) => html`<${NumberField} key=${side} label=${t(`box_${side}`)} value=${canvas.box[side]} step=${SNAP} onChange=${(/** @type {number | null} */ value) => setBox({ ...canvas.box, [side]: side.length > 1 ? Math.max(LEAST_BOX, value ?? 0) : value ?? 0 })} />`)}</div>
+      <div class="row"><button type="button" onClick=${() => setBox({ x: 0, y: 0, width: canvas.width, height: canvas.height })}>${t("box_whole")}</button>
+        <button type="button" onClick=${save}>${t("export")}</button>
+        <${PictureDrop} label=${t("open_picture")} onPicture=${(/** @type {Blob} */ file) => openOnCanvas(file).catch(report)} /></div>
+      <${ControlLayers} onPaint=${setLayer} />
     </div>
   </div>`;
 }

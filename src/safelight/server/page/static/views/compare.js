@@ -8,13 +8,18 @@ import { html, useEffect, useMemo, useRef, useState } from "../lib/htm-preact.js
 import { NumberField, SelectField } from "../parts/elements.js";
 import { Thumbnail } from "../parts/image.js";
 import { go } from "../router.js";
-import { useStore } from "../store.js";
+import { change, useStore } from "../store.js";
 import { t } from "../strings.js";
 
 const FLICKER_MS = 600;
 
 export function Compare() {
-  const query = useStore((state) => state.route.query);
+  const asked = useStore((state) => state.route.query.images);
+  const compared = useStore((state) => state.compared);
+  useEffect(() => {
+    if (asked) change({ compared: asked });
+  }, [asked]);
+  const query = { images: asked ?? compared };
   const ids = useMemo(() => (query.images ?? "").split(",").filter((/** @type {string} */ id) => /^[0-9a-f]{32}$/.test(id)), [query.images]);
   const [images, setImages] = useState(/** @type {any[]} */ ([]));
   const [pair, setPair] = useState([0, 1]);
@@ -57,17 +62,24 @@ function Pair({ first, second }) {
     setDifference(null);
     subtract(first.url, second.url, canvas.current).then(setDifference, () => setDifference({ problem: t("cannot_compare") }));
   }, [way, first.id, second.id]);
+  /** The line between the images is where the pointer is. @param {any} event */
+  const follow = (event) => {
+    if (way !== "slider") return;
+    const box = event.currentTarget.getBoundingClientRect();
+    event.currentTarget.setPointerCapture(event.pointerId);
+    setShare(Math.min(100, Math.max(0, ((event.clientX - box.left) / box.width) * 100)));
+  };
   const same = first.pixels_sha256 && first.pixels_sha256 === second.pixels_sha256;
   return html`<section class="card pair" aria-label=${t("compare")}>
     <div class="row" role="group" aria-label=${t("way_of_comparing")}>
       ${["slider", "flicker", "difference"].map((one) => html`<button type="button" aria-pressed=${way === one} onClick=${() => setWay(one)}>${t(`compare_${one}`)}</button>`)}
       <span class="note" role="status">${same ? t("pixels_equal") : difference?.text ?? ""}${difference?.problem ?? ""}</span>
     </div>
-    <div class="pair-stage" style=${{ aspectRatio: `${first.width} / ${first.height}` }}>
+    <div class="pair-stage" onPointerDown=${follow} onPointerMove=${(/** @type {any} */ event) => event.buttons && follow(event)} style=${{ aspectRatio: `${first.width} / ${first.height}` }}>
       ${way === "difference"
         ? html`<canvas ref=${canvas} aria-label=${t("compare_difference")} />`
-        : html`<img src=${first.url} alt=${first.model} />
-            <img src=${second.url} alt=${second.model} style=${{ clipPath: way === "slider" ? `inset(0 0 0 ${share}%)` : "none", visibility: way === "flicker" && !shown ? "hidden" : "visible" }} />`}
+        : html`<img src=${first.url} alt=${first.model} draggable=${false} />
+            <img src=${second.url} alt=${second.model} draggable=${false} style=${{ clipPath: way === "slider" ? `inset(0 0 0 ${share}%)` : "none", visibility: way === "flicker" && !shown ? "hidden" : "visible" }} />`}
     </div>
     ${way === "slider" && html`<input type="range" min="0" max="100" value=${share} aria-label=${t("compare_slider")} onInput=${(/** @type {any} */ event) => setShare(Number(event.currentTarget.value))} />`}
     ${way === "flicker" && html`<button type="button" onClick=${() => setShown(!shown)}>${t("other_image")}</button>`}

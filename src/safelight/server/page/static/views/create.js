@@ -1,8 +1,9 @@
 // @ts-check
 /** The first view: the form, what is drawn now, the queue, and the images of the last request. */
 
-import { cancel, cancelWaiting, setPriority } from "../actions.js";
+import { cancel, cancelWaiting, setOrder } from "../actions.js";
 import { html, useState } from "../lib/htm-preact.js";
+import { setForm } from "../form.js";
 import { GenerationForm } from "../parts/form.js";
 import { Thumbnail } from "../parts/image.js";
 import { HelpLink, IconButton, Section } from "../parts/elements.js";
@@ -17,6 +18,7 @@ export function Create() {
     <div class="work">
       <${Running} />
       <${Sheet} />
+      <${Earlier} />
       <${Waiting} />
       <${Section} name="memory" title=${t("memory")}><${Memory} /><//>
     </div>
@@ -54,21 +56,22 @@ export function Waiting() {
   const waiting = useStore((state) => state.queue.waiting);
   const [dragged, setDragged] = useState("");
   if (!waiting.length) return null;
-  /** Put a job before another: its priority becomes one more. @param {any} target */
-  const dropOn = (target) => {
-    if (dragged && dragged !== target.job.id) setPriority(dragged, Math.min(100, target.job.priority + 1));
-    setDragged("");
+  const ids = waiting.map((/** @type {any} */ place) => place.job.id);
+  /** Put a job at another place. @param {string} id @param {number} at */
+  const move = (id, at) => {
+    const others = ids.filter((/** @type {string} */ one) => one !== id);
+    setOrder([...others.slice(0, at), id, ...others.slice(at)]);
   };
   return html`<section class="card" aria-label=${t("queue")}>
     <div class="row spread"><h2>${t("queue_count", { count: waiting.length })}</h2><button type="button" onClick=${cancelWaiting}>${t("cancel_all")}</button></div>
     <ol class="queue">
       ${waiting.map(
-        (/** @type {any} */ place) => html`<li key=${place.job.id} draggable=${true}
-          onDragStart=${() => setDragged(place.job.id)} onDragOver=${(/** @type {any} */ event) => event.preventDefault()} onDrop=${() => dropOn(place)}>
-          <span class="queue-text">${place.job.model}: ${place.job.request.prompt || t("no_prompt")}</span>
+        (/** @type {any} */ place, /** @type {number} */ at) => html`<li key=${place.job.id} draggable=${true}
+          onDragStart=${() => setDragged(place.job.id)} onDragOver=${(/** @type {any} */ event) => event.preventDefault()} onDrop=${() => (dragged && move(dragged, at), setDragged(""))}>
+          <span class="queue-text">${at + 1}. ${place.job.model}: ${place.job.request.prompt || t("no_prompt")} <small>${place.job.request.seed}</small></span>
           <span class="note">${place.reason}</span>
-          <${IconButton} icon="up" label=${t("sooner")} onClick=${() => setPriority(place.job.id, Math.min(100, place.job.priority + 1))} />
-          <${IconButton} icon="down" label=${t("later")} onClick=${() => setPriority(place.job.id, Math.max(-100, place.job.priority - 1))} />
+          <${IconButton} icon="up" label=${t("sooner")} disabled=${at === 0} onClick=${() => move(place.job.id, at - 1)} />
+          <${IconButton} icon="down" label=${t("later")} disabled=${at === waiting.length - 1} onClick=${() => move(place.job.id, at + 1)} />
           <${IconButton} icon="close" label=${t("cancel")} onClick=${() => cancel(place.job.id)} />
         </li>`,
       )}
@@ -106,12 +109,29 @@ function Cell({ job, image }) {
   </figure>`;
 }
 
+/** The images of this tab's earlier requests. */
+function Earlier() {
+  const earlier = useStore((state) => state.earlier);
+  const asked = useStore((state) => state.asked);
+  const sheet = useStore((state) => state.sheet);
+  const images = earlier.filter((/** @type {string} */ id) => !asked.includes(id)).flatMap((/** @type {string} */ id) => sheet[id] ?? []);
+  if (!images.length) return null;
+  return html`<section aria-label=${t("earlier")}>
+    <div class="row spread"><h2>${t("earlier")}</h2><a href="/gallery">${t("all_images")}</a></div>
+    <div class="earlier">${images.map((/** @type {any} */ image) => html`<${Thumbnail} key=${image.id} image=${image} onOpen=${() => go(`/gallery/${image.id}`)} />`)}</div>
+  </section>`;
+}
+
+const EXAMPLES = ["red apple", "octopus", "blue butterfly", "castle", "pizza"];
+
 /** What a new user reads first. */
 function Welcome() {
   const models = useStore((state) => state.models);
+  const starters = models.some((/** @type {any} */ one) => one.origin === "starter");
   return html`<section class="card welcome">
     <h2>${t("welcome")}</h2>
     <p>${models.length ? t("welcome_models") : t("welcome_no_models")}</p>
+    ${starters && html`<div class="chips" role="group" aria-label=${t("examples")}>${EXAMPLES.map((prompt) => html`<button type="button" onClick=${() => setForm({ prompt })}>${prompt}</button>`)}</div>`}
     <p class="note">${t("welcome_keys")}</p>
     <p><a class="button" href="/models">${t("get_models")}</a> <${HelpLink} page="tutorial" label=${t("tutorial")} /></p>
   </section>`;

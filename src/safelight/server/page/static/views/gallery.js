@@ -5,6 +5,7 @@ import * as api from "../api.js";
 import { attempt, changeImages, check, report, toast, trash } from "../actions.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib/htm-preact.js";
 import { Dialog, Icon, IconButton, Menu, SelectField, TextField } from "../parts/elements.js";
+import { BoardName, Boards } from "../parts/boards.js";
 import { Thumbnail } from "../parts/image.js";
 import { go } from "../router.js";
 import { change, useStore } from "../store.js";
@@ -110,8 +111,7 @@ function Filters({ count }) {
       <${TextField} label=${t("to_day")} type="date" value=${filter.to} onChange=${(/** @type {string} */ to) => set({ to })} />
     </div></details>
     ${naming && html`<${BoardName} onClose=${() => setNaming(false)} onName=${async (/** @type {string} */ name) => {
-      const made = await attempt(() => api.post("/boards", { name }));
-      if (made) set({ board: made.id });
+      await attempt(() => api.post("/boards", { name }));
     }} />`}
   </div>`;
 }
@@ -135,24 +135,8 @@ function BoardMenu({ board }) {
     ${naming && html`<${BoardName} name=${board.name} onClose=${() => setNaming(false)} onName=${(/** @type {string} */ name) => attempt(() => api.patch(`/boards/${board.id}`, { name }))} />`}`;
 }
 
-/** @param {{name?: string, onName: (name: string) => unknown, onClose: () => void}} props */
-function BoardName({ name = "", onName, onClose }) {
-  const [text, setText] = useState(name);
-  /** @param {any} event */
-  const submit = (event) => {
-    event.preventDefault();
-    onName(text.trim());
-    onClose();
-  };
-  return html`<${Dialog} label=${t("board_name")} onClose=${onClose}><form onSubmit=${submit}>
-    <${TextField} label=${t("board_name")} value=${text} onChange=${setText} />
-    <button class="primary" disabled=${!text.trim()}>${t("save")}</button>
-  </form><//>`;
-}
-
 /** What can be done with the selected images. @param {{ids: string[], onClear: () => void}} props */
 function Bulk({ ids, onClear }) {
-  const boards = useStore((state) => state.boards);
   const trashed = useStore((state) => state.filter.trashed);
   const [tagging, setTagging] = useState(false);
   const [tag, setTag] = useState("");
@@ -185,8 +169,7 @@ function Bulk({ ids, onClear }) {
       : html`<button type="button" onClick=${() => changeImages(ids, { starred: true })}>${t("star")}</button>
           <button type="button" onClick=${() => changeImages(ids, { starred: false })}>${t("unstar")}</button>
           <${Menu} label=${t("to_board")}>
-            ${boards.map((/** @type {any} */ one) => html`<button type="button" onClick=${() => changeImages(ids, { board: one.id })}>${one.name}</button>`)}
-            <button type="button" onClick=${() => changeImages(ids, { board: "none" })}>${t("no_board")}</button>
+            <${Boards} ids=${ids} />
           <//>
           <button type="button" onClick=${() => setTagging(true)}>${t("add_tag")}</button>
           <button type="button" onClick=${() => attempt(() => api.download("/images/export", { ids }, "safelight-images.zip"))}>${t("export")}</button>

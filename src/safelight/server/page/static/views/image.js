@@ -5,6 +5,7 @@ import * as api from "../api.js";
 import { attempt, changeImages, check, report, toast, trash } from "../actions.js";
 import { fillForm, setForm } from "../form.js";
 import { html, useEffect, useState } from "../lib/htm-preact.js";
+import { Boards } from "../parts/boards.js";
 import { Dialog, Icon, IconButton, Menu } from "../parts/elements.js";
 import { openOnCanvas } from "../canvas/document.js";
 import { go } from "../router.js";
@@ -71,7 +72,7 @@ export function ImageView({ id, ids, onClose }) {
     const missing = fillForm({ ...request, model: request.model ?? "" });
     const left = image.metadata?.request ? [] : (made?.use.not_carried_over ?? []);
     const said = [...left, ...missing.map((/** @type {string} */ name) => t("not_there", { name }))];
-    if (said.length) toast(said.join(" · "));
+    toast([t("seed_is_locked"), ...said].join(" · "), "plain", { label: t("free_seed"), run: () => setForm({ seedLocked: false, seed: null }) });
     go("/");
   };
 
@@ -88,6 +89,7 @@ export function ImageView({ id, ids, onClose }) {
   // The dialog stays while the next image is loaded, so that keys and focus stay in it.
   if (!image) return html`<${Dialog} label=${t("loading")} onClose=${onClose} className="image-view"><p class="empty">${t("loading")}</p><//>`;
   const request = image.metadata?.request ?? made ?? {};
+  const board = current().boards.find((/** @type {any} */ one) => one.id === image.board);
   const known = current().models.some((/** @type {any} */ model) => model.name === image.model);
   return html`<${Dialog} label=${t("image_by", { model: image.model || image.program, seed: image.seed ?? "?" })} onClose=${onClose} className="image-view">
     <div class="image-stage" data-zoomed=${zoomed ? "" : undefined}>
@@ -110,8 +112,7 @@ export function ImageView({ id, ids, onClose }) {
           ${image.program === "Safelight" && ["png", "jpeg", "webp"].map((form) => html`<a class="button" href=${`${image.url}?format=${form}&quality=95`} download=${`${id}.${form === "jpeg" ? "jpg" : form}`}>${form.toUpperCase()}</a>`)}
         <//>
         <${Menu} label=${t("to_board")}>
-          ${current().boards.map((/** @type {any} */ one) => html`<button type="button" onClick=${() => changeImages([id], { board: one.id })}>${one.name}</button>`)}
-          <button type="button" onClick=${() => changeImages([id], { board: "none" })}>${t("no_board")}</button>
+          <${Boards} ids=${[id]} />
         <//>
         ${image.trashed
           ? html`<button type="button" onClick=${() => changeImages([id], { trashed: false })}>${t("restore")}</button>`
@@ -127,6 +128,7 @@ export function ImageView({ id, ids, onClose }) {
         ${SHOWN.filter((name) => name !== "strength" || request.image).filter((name) => request[name] !== null && request[name] !== undefined && request[name] !== "").map((name) => html`<dt>${t(`field_${name}`)}</dt><dd>${String(name === "model" ? image.model : request[name])}</dd>`)}
         ${image.loras.length > 0 && html`<dt>${t("loras")}</dt><dd>${image.loras.join(", ")}</dd>`}
         <dt>${t("program")}</dt><dd>${image.program}</dd>
+        ${board && html`<dt>${t("board")}</dt><dd>${board.name}</dd>`}
         <dt>${t("created")}</dt><dd>${when(image.created)}</dd>
         ${image.tags.length > 0 && html`<dt>${t("tag")}</dt><dd class="chips">${image.tags.map((/** @type {string} */ tag) => html`<button type="button" title=${t("remove_named", { name: tag })} onClick=${() => changeImages([id], { remove_tags: [tag] })}>${tag} ×</button>`)}</dd>`}
         ${image.pixels_sha256 && html`<dt>${t("pixels")}</dt><dd><code>${image.pixels_sha256.slice(0, 16)}</code></dd>`}

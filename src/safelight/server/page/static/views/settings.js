@@ -55,16 +55,23 @@ function ServerSettings() {
 function Setting({ setting, onChange }) {
   const shown = setting.stored === null ? "" : inWords(setting.stored);
   const [value, setValue] = useState(shown);
+  const [problem, setProblem] = useState("");
+  const note = `${setting.description} ${setting.choices.length ? "" : `${setting.allowed}. `}${t("setting_from", { origin: setting.origin === "default" ? t("origin_default") : setting.origin })} ${setting.may_change ? "" : t("on_its_machine", { name: setting.name })}`;
   /** @param {string | null} to */
   const save = async (to) => {
-    const changed = await attempt(() => api.put(`/settings/${setting.name}`, { value: to }));
-    if (!changed) return;
+    const answer = await api.put(`/settings/${setting.name}`, { value: to }).catch((error) => ({ problem: error.message }));
+    setProblem(answer.problem ?? "");
+    if (answer.problem) return;
+    const changed = answer;
     onChange(changed);
     setValue(changed.stored === null ? "" : inWords(changed.stored));
     toast(t("setting_saved", { name: setting.name }));
   };
   return html`<div class="setting">
-    <${TextField} label=${setting.name} help=${setting.allowed} value=${setting.secret ? "" : value} readonly=${!setting.may_change} placeholder=${setting.secret ? t("secret") : setting.default} onChange=${setValue} note=${`${setting.description} ${setting.allowed}. ${t("setting_from", { origin: setting.origin })} ${setting.may_change ? "" : t("on_its_machine")}`} />
+    ${setting.choices.length && setting.may_change
+      ? html`<${SelectField} label=${setting.name} value=${value} options=${setting.choices.map((/** @type {string} */ one) => [one, one])} onChange=${setValue} note=${note} />`
+      : html`<${TextField} label=${setting.name} value=${setting.secret ? "" : value} readonly=${!setting.may_change} placeholder=${setting.secret ? t("secret") : setting.default} onChange=${setValue} note=${note} />`}
+    ${problem && html`<p class="problem" role="alert">${problem}</p>`}
     ${setting.may_change && value !== shown && html`<button type="button" onClick=${() => save(value)}>${t("save")}</button>`}
     ${setting.may_change && setting.origin !== "default" && html`<button type="button" class="quiet" onClick=${() => save(null)}>${t("to_default")}</button>`}
     ${setting.changes && html`<p class="note changed">${t("after_restart")}</p>`}
