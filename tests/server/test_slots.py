@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Generator
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import expect, sync_playwright
 from support import serving
 from support.serving import ASK, ended
 
@@ -100,6 +102,25 @@ def test_pause_drain_and_ready_are_said(two: serving.Server) -> None:
         assert http.get("/api/v1/memory", params={"slot": "cpu:1"}).json()["places"]["host"]
         assert http.get("/api/v1/memory", params={"slot": "nobody"}).status_code == 404
         assert 'safelight_switches_total{slot="cpu:1"}' in http.get("/metrics").text
+
+
+@pytest.mark.full
+def test_the_page_shows_every_slot(two: serving.Server) -> None:
+    with sync_playwright() as playwright:
+        path = next(path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path)
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(f"{two.url}/settings")
+        slots = page.locator(".slot")
+        expect(slots).to_have_count(2)
+        slots.last.get_by_role("button", name="Take no more jobs").click()
+        expect(slots.last).to_contain_text("takes no more jobs")
+        slots.last.get_by_role("button", name="Take jobs again").click()
+        expect(slots.last).to_contain_text("ready")
+        page.get_by_role("button", name="Pause the queue").click()
+        page.get_by_role("button", name="Continue the queue").click()
+        expect(page.get_by_role("button", name="Pause the queue")).to_be_visible()
+        browser.close()
 
 
 @pytest.mark.full

@@ -12,6 +12,7 @@ from safelight import logs
 from safelight.cli import (
     adapters,
     audit,
+    backup,
     config,
     demo,
     doctor,
@@ -28,6 +29,7 @@ from safelight.cli import (
     remake,
     serve,
     show,
+    top,
     upgrade,
 )
 from safelight.cli.common import Commands, GlobalOptions
@@ -60,6 +62,9 @@ app.command("fits", epilog=memory.FITS_EXAMPLES)(memory.fits)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
 app.command("upgrade", epilog=upgrade.UPGRADE_EXAMPLES)(upgrade.upgrade)
+app.command("backup", epilog=backup.BACKUP_EXAMPLE)(backup.backup)
+app.command("restore", epilog=backup.RESTORE_EXAMPLE)(backup.restore)
+app.command("top", epilog=top.EXAMPLES)(top.top)
 app.command("rollback", epilog=upgrade.ROLLBACK_EXAMPLES)(upgrade.rollback)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("mcp", epilog=mcp.EXAMPLES)(mcp.mcp)

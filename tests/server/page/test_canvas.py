@@ -11,8 +11,8 @@ from support.serving import ended, make
 
 from .conftest import Open, shot
 
-MASKED = """() => {
-    const canvas = document.querySelector(".layer-mask");
+MASKED = """async () => {
+    const canvas = (await import("/page/canvas/layers.js")).layers.mask;
     const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     let count = 0;
     for (let at = 3; at < data.length; at += 4) count += data[at] > 0 ? 1 : 0;
@@ -100,7 +100,7 @@ def test_what_is_painted_can_be_undone_without_end(image: dict[str, Any], open_p
 @pytest.mark.full
 def test_the_picture_grows_where_the_box_goes_beyond_it(image: dict[str, Any], open_page: Open) -> None:
     page = on_canvas(open_page, image)
-    before = page.evaluate("document.querySelector('.layer-picture').toDataURL()")
+    before = page.evaluate("import('/page/canvas/layers.js').then(({ layers }) => layers.picture.toDataURL())")
     page.get_by_label("Box left").fill("-32")
     page.get_by_label("Box width").fill("96")
     page.get_by_label("Box height").press("Tab")
@@ -108,7 +108,7 @@ def test_the_picture_grows_where_the_box_goes_beyond_it(image: dict[str, Any], o
     page.get_by_role("button", name="Generate").click()
     expect(page.locator(".candidates .thumbnail")).to_have_count(1, timeout=60_000)
     page.get_by_role("button", name="Accept").click()
-    expect(page.locator(".layer-picture")).to_have_attribute("width", "96")
+    expect(page.locator(".layer-picture")).to_have_css("width", "96px")
     # What was there is there, further to the right, but for the blurred edge of the mask.
     kept = page.evaluate(
         """async (before) => {
@@ -120,7 +120,7 @@ def test_the_picture_grows_where_the_box_goes_beyond_it(image: dict[str, Any], o
             const pen = canvas.getContext("2d");
             pen.drawImage(old, 0, 0);
             const one = pen.getImageData(16, 0, 48, 64).data;
-            const other = document.querySelector(".layer-picture").getContext("2d").getImageData(48, 0, 48, 64).data;
+            const other = (await import("/page/canvas/layers.js")).layers.picture.getContext("2d").getImageData(48, 0, 48, 64).data;
             return one.every((value, at) => value === other[at]);
         }""",
         before,
@@ -152,13 +152,17 @@ def test_a_control_layer_is_painted_seen_undone_and_used(
     # It is the layer that is painted now, in white.
     page.get_by_label("Brush", exact=True).first.fill("3")
     stroke(page, (0.2, 0.2), (0.8, 0.2), (0.8, 0.8))
-    white = "(canvas) => canvas.getContext('2d').getImageData(0, 0, 64, 64).data.filter((one) => one === 255).length"
-    painted = layer.evaluate(white)
+    white = """async () => {
+        const { layers } = await import("/page/canvas/layers.js");
+        const control = Object.keys(layers).find((name) => name.startsWith("control"));
+        return layers[control].getContext("2d").getImageData(0, 0, 64, 64).data.filter((one) => one === 255).length;
+    }"""
+    painted = page.evaluate(white)
     assert painted > 100
     page.get_by_role("button", name="Undo").click()
-    assert layer.evaluate(white) == 0
+    assert page.evaluate(white) == 0
     page.get_by_role("button", name="Redo").click()
-    assert layer.evaluate(white) == painted
+    assert page.evaluate(white) == painted
     page.get_by_role("button", name="From the picture").click()
     page.get_by_label("Preprocessor").select_option("canny")
     page.get_by_role("button", name="Show what it sees").click()
@@ -189,4 +193,36 @@ def test_an_image_of_the_gallery_is_dropped_on_the_canvas(image: dict[str, Any],
         at.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
     }"""
     page.evaluate(drop, [".drop", address])
-    expect(page.locator(".layer-picture")).to_have_attribute("width", "64")
+    expect(page.locator(".layer-picture")).to_have_css("width", "64px")
+
+
+@pytest.mark.full
+def test_what_is_seen_of_a_large_picture_is_what_its_layers_have(open_page: Open) -> None:
+    """The tiles that are shown follow the pixels: after a stroke, undo, invert and another size."""
+    page = open_page("/canvas")
+    page.evaluate("import('/page/canvas/document.js').then((one) => one.newCanvas(1500, 1100))")
+    page.locator(".layer-mask canvas").first.wait_for()
+    differs = """async () => {
+        const { layers } = await import("/page/canvas/layers.js");
+        await new Promise((resolve) => setTimeout(resolve, 400));
+        let wrong = 0;
+        for (const name of ["picture", "mask"]) {
+            const { width, height } = layers[name];
+            const seen = new OffscreenCanvas(width, height).getContext("2d");
+            for (const tile of document.querySelectorAll(`.layer-${name} canvas`)) {
+                seen.clearRect(parseFloat(tile.style.left), parseFloat(tile.style.top), tile.width, tile.height);
+                seen.drawImage(tile, parseFloat(tile.style.left), parseFloat(tile.style.top));
+            }
+            const [a, b] = [seen, layers[name].getContext("2d")].map((one) => one.getImageData(0, 0, width, height).data);
+            for (let at = 0; at < a.length; at++) wrong += a[at] === b[at] ? 0 : 1;
+        }
+        return wrong;
+    }"""
+    stroke(page, (0.1, 0.1), (0.9, 0.9), (0.2, 0.8))
+    assert page.evaluate(MASKED) > 1000
+    for button in ("Undo", "Redo", "Invert mask", "Clear mask", "Undo"):
+        assert page.evaluate(differs) == 0
+        page.get_by_role("button", name=button).click()
+    assert page.evaluate(differs) == 0
+    page.evaluate("import('/page/canvas/document.js').then((one) => one.newCanvas(700, 600))")
+    assert page.evaluate(differs) == 0

@@ -7,7 +7,7 @@
  */
 
 import { change, current } from "../store.js";
-import { copyOfAll, dropControlLayers, layers, MASK_COLOUR, newElement, pen, resize, shareOf } from "./layers.js";
+import { copyOfAll, dropControlLayers, layers, MASK_COLOUR, newElement, pen, resize, shareOf, touch } from "./layers.js";
 
 /** @typedef {import("./layers.js").Layer} Layer */
 /** @typedef {{x: number, y: number, width: number, height: number}} Box */
@@ -131,6 +131,7 @@ export class Stroke {
   /** Store the tiles of a part of the layer, in its own pixels, before it changes. @param {number} left @param {number} top @param {number} right @param {number} bottom */
   touch(left, top, right, bottom) {
     const { width, height } = this.context.canvas;
+    touch(this.layer, left, top, right, bottom);
     const first = (/** @type {number} */ at) => Math.max(0, Math.floor(at / TILE));
     const end = (/** @type {number} */ at, /** @type {number} */ side) => Math.ceil(Math.min(side, Math.max(0, at)) / TILE);
     for (let row = first(top); row < end(bottom, height); row++) {
@@ -175,12 +176,14 @@ function exchange(step) {
   }
   if ("invert" in step) {
     invertPixels(layers[step.layer]);
+    touch(step.layer);
     return;
   }
   const context = pen(layers[step.layer]);
   for (const tile of step.tiles.values()) {
     const now = context.getImageData(tile.x, tile.y, tile.data.width, tile.data.height);
     context.putImageData(tile.data, tile.x, tile.y);
+    touch(step.layer, tile.x, tile.y, tile.x + TILE, tile.y + TILE);
     tile.data = now;
   }
 }

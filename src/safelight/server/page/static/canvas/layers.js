@@ -20,9 +20,26 @@ export function newElement() {
 /** @param {HTMLCanvasElement} canvas */
 export const pen = (canvas) => /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
 
+/** Who shows each layer. @typedef {{fit: () => void, touch: (left: number, top: number, right: number, bottom: number) => void}} Watcher */
+
+/** @type {Map<Layer, Watcher>} */
+const watchers = new Map();
+
+/** Be told of changes of a layer. @param {Layer} layer @param {Watcher} watcher @returns {() => void} to be called at the end */
+export function watch(layer, watcher) {
+  watchers.set(layer, watcher);
+  return () => {
+    if (watchers.get(layer) === watcher) watchers.delete(layer);
+  };
+}
+
+/** Pixels of a layer change now; by default all. @param {Layer} layer @param {number} left @param {number} top @param {number} right @param {number} bottom */
+export const touch = (layer, left = 0, top = 0, right = Infinity, bottom = Infinity) => watchers.get(layer)?.touch(left, top, right, bottom);
+
 /** Give all layers the size of a picture, and clear them. @param {number} width @param {number} height */
 export function resize(width, height) {
   for (const layer of Object.keys(layers)) fit(layer, width, height);
+  for (const watcher of watchers.values()) watcher.fit();
 }
 
 /** @param {Layer} layer @param {number} width @param {number} height of the picture */
@@ -31,8 +48,6 @@ function fit(layer, width, height) {
   const canvas = layers[layer];
   canvas.width = Math.max(1, Math.round(width * share));
   canvas.height = Math.max(1, Math.round(height * share));
-  canvas.style.width = `${width}px`;
-  canvas.style.height = `${height}px`;
 }
 
 /** Add a layer without pixels. @param {Layer} layer */

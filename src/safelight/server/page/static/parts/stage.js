@@ -4,7 +4,7 @@
 import { report } from "../actions.js";
 import { fillMask, openOnCanvas, setBox, Stroke } from "../canvas/document.js";
 import { gripOf, grips, moved } from "../canvas/geometry.js";
-import { layers } from "../canvas/layers.js";
+import { LayerView } from "../canvas/view.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib/htm-preact.js";
 import { useStore } from "../store.js";
 import { t } from "../strings.js";
@@ -27,11 +27,10 @@ export function Stage({ tool, layer, radius, colour, shown }) {
   latest.current = view;
 
   useLayoutEffect(() => {
-    const controls = canvas.controls.filter((/** @type {any} */ one) => one.shown).map((/** @type {any} */ one) => layers[one.id]);
-    for (const element of controls) element.className = "layer-control";
-    layers.picture.className = "layer-picture";
-    layers.mask.className = "layer-mask";
-    paper.current.replaceChildren(layers.picture, ...controls, layers.mask);
+    const controls = canvas.controls.filter((/** @type {any} */ one) => one.shown).map((/** @type {any} */ one) => new LayerView(one.id, "layer-control"));
+    const views = [new LayerView("picture", "layer-picture"), ...controls, new LayerView("mask", "layer-mask")];
+    paper.current.replaceChildren(...views.map((one) => one.element));
+    return () => views.forEach((one) => one.stop());
   }, [canvas.controls]);
   useLayoutEffect(() => {
     // The whole picture is in view at first.

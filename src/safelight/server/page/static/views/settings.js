@@ -5,6 +5,7 @@ import * as api from "../api.js";
 import { attempt, toast } from "../actions.js";
 import { html, useEffect, useMemo, useState } from "../lib/htm-preact.js";
 import { HelpLink, SelectField, TextField } from "../parts/elements.js";
+import { Slots } from "../parts/slots.js";
 import { inWords, Trust } from "../parts/trust.js";
 import { Versions } from "../parts/versions.js";
 import { change, useStore } from "../store.js";
@@ -12,7 +13,7 @@ import { LANGUAGE_NAMES, languageNow, setLanguage, t } from "../strings.js";
 import { setTheme, themeNow } from "../theme.js";
 
 export function SettingsView() {
-  return html`<div class="settings"><${PageSettings} /><${Trust} /><${ServerSettings} /><${Versions} /></div>`;
+  return html`<div class="settings"><${PageSettings} /><${Slots} /><${Trust} /><${ServerSettings} /><${Versions} /></div>`;
 }
 
 function PageSettings() {

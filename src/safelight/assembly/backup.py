@@ -1,0 +1,183 @@
+"""Writes what a root has into one file, and restores it. Models stay where they are: the records name their files.
+
+A backup is a zip file with :data:`MANIFEST`, which names each file in it with its digest. No torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from blake3 import blake3
+
+from safelight.errors import CorruptFileError, InputError, StorageError, UnreadableFileError
+from safelight.files.disk import flush_to_disk, place_new, temporary_file_in
+from safelight.queue.database_file import FILE as DATABASE
+from safelight.version import VERSION
+
+MANIFEST = "safelight-backup.json"
+
+RECORDS = (
+    *("models", "adapters", "canaries", "wildcards", "quarantine", "seen"),
+    *("safelight.yaml", "repairs.json", "file_hashes.json", "timings.json"),
+)
+"""What every backup has besides the database. Measurements of the machine are left out: another one measures again."""
+
+PICTURES = ("images", "thumbnails", "inputs")
+"""What a backup with pictures has, too."""
+
+CHUNK = 1 << 20
+
+OnBytes = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What was written or restored. ``nbytes``: of the files before they were compressed."""
+
+    path: Path
+    files: int
+    nbytes: int
+    pictures: bool
+
+
+def write(root: Path, path: Path, pictures: bool, progress: OnBytes = lambda _done, _all: None) -> Backup:
+    """Write a backup of a root into the new file ``path``, completely or not at all. A server may use the root.
+
+    ``pictures``: also images and input images.
+    ``progress``: called with the bytes so far, and all bytes.
+
+    Raises:
+        InputError: ``path`` exists, or the root has nothing.
+        UnreadableFileError: a file cannot be read, or ``path`` not be written.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{path} already exists; choose another file")
+    with tempfile.TemporaryDirectory(prefix="safelight-backup-") as folder:
+        # The database goes last: images that are removed meanwhile are then in the backup without their rows.
+        copy = Path(folder) / DATABASE
+        files = list(_files(root, (*RECORDS, *(PICTURES if pictures else ()))))
+        if not files and not (root / DATABASE).exists():
+            raise InputError(f"{root} has nothing to back up")
+        total = sum(file.stat().st_size for file in files)
+        done, manifest = 0, dict[str, dict[str, Any]]()
+        try:
+            with temporary_file_in(path.parent) as (file, temporary):
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                    for one in files:
+                        name = one.relative_to(root).as_posix()
+                        with contextlib.suppress(FileNotFoundError):
+                            manifest[name] = _add(archive, one, name)
+                            done += manifest[name]["bytes"]
+                            progress(done, total)
+                    if _copy_database(root / DATABASE, copy):
+                        manifest[DATABASE] = _add(archive, copy, DATABASE)
+                    about = {"version": VERSION, "made": time.time(), "pictures": pictures, "files": manifest}
+                    archive.writestr(MANIFEST, json.dumps(about, indent=1, sort_keys=True))
+                flush_to_disk(file, temporary)
+                place_new(temporary, path)
+        except FileExistsError as error:
+            raise InputError(f"{path} was made by another program meanwhile; choose another file") from error
+        except OSError as error:
+            raise UnreadableFileError(Path(error.filename or path), str(error.strerror or error)) from error
+    return Backup(path, len(manifest), sum(one["bytes"] for one in manifest.values()), pictures)
+
+
+def restore(path: Path, root: Path, progress: OnBytes = lambda _done, _all: None) -> Backup:
+    """Restore a backup into a root that has no data yet, completely or not at all. Each file is verified.
+
+    Raises:
+        InputError: the root has data, or the file is no backup.
+        CorruptFileError: a file in the backup is damaged.
+        StorageError: there is no room.
+    """
+    taken = next((name for name in (DATABASE, *RECORDS, *PICTURES) if (root / name).exists()), None)
+    if taken is not None:
+        raise InputError(f"{root} has data already ({taken}); restore into an empty folder with --root")
+    root.mkdir(parents=True, exist_ok=True)
+    with _opened(path) as (archive, about):
+        files = about["files"]
+        total = sum(one["bytes"] for one in files.values())
+        if shutil.disk_usage(root).free < total:
+            raise StorageError(root, f"has no room for {total / 1e9:.2f} GB")
+        staged = Path(tempfile.mkdtemp(prefix=".restoring-", dir=root))
+        try:
+            done = 0
+            for name, one in files.items():
+                _extract(path, archive, name, one, staged)
+                done += one["bytes"]
+                progress(done, total)
+            for entry in sorted(staged.iterdir()):
+                entry.rename(root / entry.name)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    return Backup(path, len(files), total, bool(about["pictures"]))
+
+
+def _files(root: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    for name in names:
+        place = root / name
+        if place.is_file():
+            yield place
+        elif place.is_dir():
+            yield from sorted(one for one in place.rglob("*") if one.is_file() and not one.is_symlink())
+
+
+def _add(archive: zipfile.ZipFile, file: Path, name: str) -> dict[str, Any]:
+    digest, nbytes = blake3(), 0
+    entry = zipfile.ZipInfo.from_file(file, name, strict_timestamps=False)
+    with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as target:
+        while chunk := source.read(CHUNK):
+            digest.update(chunk)
+            nbytes += len(chunk)
+            target.write(chunk)
+    return {"blake3": digest.hexdigest(), "bytes": nbytes}
+
+
+def _copy_database(source: Path, target: Path) -> bool:
+    """Copy a database as of one moment, even while a server writes to it. Returns whether there is one."""
+    if not source.exists():
+        return False
+    with contextlib.closing(sqlite3.connect(source)) as there, contextlib.closing(sqlite3.connect(target)) as here:
+        there.backup(here)
+    return True
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Generator[tuple[zipfile.ZipFile, dict[str, Any]]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            about: Any = json.loads(archive.read(MANIFEST))
+            yield archive, cast("dict[str, Any]", about)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
+    except (KeyError, zipfile.BadZipFile, ValueError) as error:
+        raise InputError(f"{path} is no backup of Safelight, or only a part of one") from error
+
+
+def _extract(path: Path, archive: zipfile.ZipFile, name: str, expected: dict[str, Any], staged: Path) -> None:
+    place = PurePosixPath(name)
+    if place.is_absolute() or ".." in place.parts or place.parts[0] not in (DATABASE, *RECORDS, *PICTURES):
+        raise CorruptFileError(path, f"has a file with the name {name!r}, which no backup has")
+    target = staged / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = blake3()
+    try:
+        with archive.open(name) as source, target.open("wb") as out:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                out.write(chunk)
+    except (KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise CorruptFileError(path, f"is damaged: {name} cannot be read ({error})") from error
+    if digest.hexdigest() != expected["blake3"]:
+        raise CorruptFileError(path, f"is damaged: {name} has other bytes than were written")

@@ -1,0 +1,112 @@
+"""A backup has what a root has, is verified, and is restored completely or not at all."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from support import serving
+from typer.testing import CliRunner
+
+from safelight.assembly import backup
+from safelight.cli.main import app
+from safelight.errors import CorruptFileError, InputError
+from safelight.queue.database import Database
+
+RUN = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A root with jobs and images, and its backup, written while the server runs."""
+    root = tmp_path_factory.mktemp("root")
+    (root / "safelight.yaml").write_text("max_steps: 99\n")
+    (root / "wildcards").mkdir()
+    (root / "wildcards/animal.txt").write_text("cat\ndog\n")
+    saved = tmp_path_factory.mktemp("saved") / "all.zip"
+    with serving.serving(root) as server, server.client() as http:
+        for seed in range(3):
+            serving.ended(http, serving.make(http, seed=seed)["id"])
+        http.post("/api/v1/boards", json={"name": "kept"})
+        made = RUN.invoke(app, ["--root", str(root), "backup", str(saved), "--pictures", "--json"])
+        assert made.exit_code == 0, made.output
+        assert json.loads(made.stdout)["pictures"]
+    return root, saved
+
+
+def test_what_is_restored_is_what_was_there(full: tuple[Path, Path], tmp_path: Path) -> None:
+    root, saved = full
+    there = tmp_path / "there"
+    done = RUN.invoke(app, ["restore", str(saved), "--root", str(there), "--json"])
+    assert done.exit_code == 0, done.output
+    assert (there / "safelight.yaml").read_text() == "max_steps: 99\n"
+    assert (there / "wildcards/animal.txt").read_bytes() == (root / "wildcards/animal.txt").read_bytes()
+    pictures = sorted(one.relative_to(root) for one in (root / "images").rglob("*.png"))
+    assert len(pictures) == 3
+    for one in pictures:
+        assert (there / one).read_bytes() == (root / one).read_bytes()
+    with serving.serving(there) as server, server.client() as http:
+        assert len(http.get("/api/v1/jobs").json()) == 3
+        assert [board["name"] for board in http.get("/api/v1/boards").json()] == ["kept"]
+        [image, *_] = http.get("/api/v1/images").json()["images"]
+        assert http.get(image["url"]).status_code == 200
+        assert http.post(f"/api/v1/images/{image['id']}/check").json()["same"]
+
+
+def test_without_pictures_it_is_small(full: tuple[Path, Path], tmp_path: Path) -> None:
+    root, _ = full
+    made = backup.write(root, tmp_path / "small.zip", pictures=False)
+    with zipfile.ZipFile(made.path) as archive:
+        assert not [name for name in archive.namelist() if name.startswith("images")]
+    assert backup.restore(made.path, tmp_path / "there").files == made.files
+    database = Database(tmp_path / "there")
+    assert len(database.jobs()) == 3
+    database.close()
+
+
+def test_nothing_is_overwritten(full: tuple[Path, Path], tmp_path: Path) -> None:
+    root, saved = full
+    with pytest.raises(InputError, match="already exists"):
+        backup.write(root, saved, pictures=False)
+    with pytest.raises(InputError, match="has data already"):
+        backup.restore(saved, root)
+    with pytest.raises(InputError, match="nothing to back up"):
+        backup.write(tmp_path / "empty", tmp_path / "x.zip", pictures=True)
+    assert not (tmp_path / "x.zip").exists()
+
+
+def damaged(saved: Path, out: Path, change: str) -> Path:
+    """A copy of a backup with a fault."""
+    with zipfile.ZipFile(saved) as archive, zipfile.ZipFile(out, "w") as copy:
+        about = json.loads(archive.read(backup.MANIFEST))
+        for name in archive.namelist():
+            data = archive.read(name)
+            if name == "safelight.yaml":
+                if change == "gone":
+                    continue
+                data = b"max_steps: 98\n" if change == "other bytes" else data
+            if name == backup.MANIFEST:
+                if change == "outside":
+                    about["files"]["../evil"] = about["files"].pop("safelight.yaml")
+                data = json.dumps(about).encode()
+            copy.writestr(name, data)
+    return out
+
+
+@pytest.mark.parametrize("change", ["other bytes", "gone", "outside"])
+def test_a_damaged_backup_restores_nothing(change: str, full: tuple[Path, Path], tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    with pytest.raises(CorruptFileError):
+        backup.restore(damaged(full[1], tmp_path / "bad.zip", change), there)
+    assert list(there.iterdir()) == []
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_part_of_a_backup_is_none(full: tuple[Path, Path], tmp_path: Path) -> None:
+    part = tmp_path / "part.zip"
+    part.write_bytes(full[1].read_bytes()[: full[1].stat().st_size // 2])
+    for wrong in (part, tmp_path / "nothing.zip"):
+        with pytest.raises(InputError):
+            backup.restore(wrong, tmp_path / "there")
