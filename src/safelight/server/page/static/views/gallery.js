@@ -15,6 +15,11 @@ import { ImageView } from "./image.js";
 const GAP = 10;
 const SIDE = 180;
 const ROWS_MORE = 3;
+const SCROLL_STEP = 100;
+const MOST_CELLS = 2000;
+/** Pixels a millisecond from which scrolling is fast. */
+const FAST = 4;
+const CALM_MS = 120;
 const SEARCH_AFTER = 250;
 const DETAILS_AT_ONCE = 400;
 
@@ -190,13 +195,27 @@ function Grid({ ids, selected, onSelect, onAll }) {
   const details = useStore((state) => state.details);
   const place = useRef(/** @type {any} */ (null));
   const [view, setView] = useState({ top: 0, height: 800, width: 1000 });
+  // While the images fly past, none is loaded: the browser keeps its time for scrolling.
+  const [fast, setFast] = useState(false);
   const asked = useRef(/** @type {Set<string>} */ (new Set()));
 
   useLayoutEffect(() => {
+    const last = { top: 0, at: 0 };
+    let calm = 0;
     const measure = () => {
       if (!place.current) return;
       const box = place.current.getBoundingClientRect();
-      setView({ top: Math.max(0, -box.top), height: innerHeight, width: box.width });
+      // Rows are drawn beyond the edges, so not every pixel of scrolling draws again.
+      const top = Math.floor(Math.max(0, -box.top) / SCROLL_STEP) * SCROLL_STEP;
+      const now = performance.now();
+      const speed = Math.abs(-box.top - last.top) / Math.max(1, now - last.at);
+      Object.assign(last, { top: -box.top, at: now });
+      if (speed > FAST) {
+        setFast(true);
+        clearTimeout(calm);
+        calm = setTimeout(() => setFast(false), CALM_MS);
+      }
+      setView((before) => (before.top === top && before.height === innerHeight && before.width === box.width ? before : { top, height: innerHeight, width: box.width }));
     };
     measure();
     let waiting = false;
@@ -219,6 +238,7 @@ function Grid({ ids, selected, onSelect, onAll }) {
   const shown = ids.slice(from * columns, to * columns);
 
   useEffect(() => {
+    if (fast) return;
     const missing = shown.filter((id) => !details[id] && !asked.current.has(id)).slice(0, DETAILS_AT_ONCE);
     if (!missing.length) return;
     for (const id of missing) asked.current.add(id);
@@ -227,7 +247,7 @@ function Grid({ ids, selected, onSelect, onAll }) {
       change((state) => ({ details: { ...state.details, ...Object.fromEntries(found.map((/** @type {any} */ one) => [one.id, one])) } }));
       end();
     }, (error) => (end(), report(error)));
-  }, [shown.join(), details]);
+  }, [shown.join(), details, fast]);
 
   /** @param {any} event */
   const pressed = (event) => {
@@ -244,19 +264,31 @@ function Grid({ ids, selected, onSelect, onAll }) {
     place.current.querySelector(`[data-at="${next}"] .thumbnail`)?.focus();
   };
 
+  const handlers = useRef({ onSelect });
+  handlers.current = { onSelect };
+  const cells = useRef(/** @type {Map<string, {key: string, image: any, node: any}>} */ (new Map()));
+  /** The element of an image. It is the one of before if nothing of it has changed, so that nothing is compared. @param {string} id @param {number} at */
+  const cell = (id, at) => {
+    const before = cells.current.get(id);
+    const image = fast && !before?.image ? undefined : details[id];
+    const key = `${at} ${columns} ${side} ${selected.has(id)}`;
+    if (before?.key === key && before.image === image) return before.node;
+    const left = (at % columns) * (side + GAP);
+    const top = Math.floor(at / columns) * (side + GAP);
+    const select = (/** @type {any} */ event) => handlers.current.onSelect(at, event);
+    const node = html`<div key=${id} class="cell" data-at=${at} data-selected=${selected.has(id) ? "" : undefined} style=${{ transform: `translate(${left}px, ${top}px)`, width: `${side}px`, height: `${side}px` }}>
+      ${image
+        ? html`<${Thumbnail} image=${image} onOpen=${(/** @type {any} */ event) => (event?.ctrlKey || event?.metaKey || event?.shiftKey ? select(event) : go(`/gallery/${id}`))} />
+            <input type="checkbox" class="select" aria-label=${t("select_image", { number: at + 1 })} checked=${selected.has(id)} onClick=${select} />`
+        : html`<div class="thumbnail" />`}
+    </div>`;
+    if (cells.current.size > MOST_CELLS) cells.current.clear();
+    cells.current.set(id, { key, image, node });
+    return node;
+  };
+
   if (!ids.length) return html`<div ref=${place}><p class="empty">${t("no_images")}</p></div>`;
   return html`<div class="grid" ref=${place} style=${{ height: `${rows * (side + GAP)}px` }} onKeyDown=${pressed}>
-    ${shown.map((id, number) => {
-      const at = from * columns + number;
-      const image = details[id];
-      const left = (at % columns) * (side + GAP);
-      const top = Math.floor(at / columns) * (side + GAP);
-      return html`<div key=${id} class="cell" data-at=${at} data-selected=${selected.has(id) ? "" : undefined} style=${{ transform: `translate(${left}px, ${top}px)`, width: `${side}px`, height: `${side}px` }}>
-        ${image
-          ? html`<${Thumbnail} image=${image} onOpen=${(/** @type {any} */ event) => (event?.ctrlKey || event?.metaKey || event?.shiftKey ? onSelect(at, event) : go(`/gallery/${id}`))} />
-              <input type="checkbox" class="select" aria-label=${t("select_image", { number: at + 1 })} checked=${selected.has(id)} onClick=${(/** @type {any} */ event) => onSelect(at, event)} />`
-          : html`<div class="thumbnail" />`}
-      </div>`;
-    })}
+    ${shown.map((id, number) => cell(id, from * columns + number))}
   </div>`;
 }
