@@ -6,12 +6,16 @@ code is TypeScript's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
+
+from safelight.files.disk import write_whole
 
 HOME = Path(__file__).parents[1]
 SCRIPTS = HOME / "src/safelight/server/page/static"
@@ -45,18 +49,23 @@ def compiler() -> Path:
     path = FOLDER / "package/lib/tsc.js"
     if not path.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
-        subprocess.run([program("npm"), "pack", "--silent", PACKAGE], cwd=FOLDER, check=True, stdout=subprocess.DEVNULL)
-        [archive] = FOLDER.glob("typescript-*.tgz")
-        with tarfile.open(archive) as opened:
-            opened.extractall(FOLDER, filter="data")
-        archive.unlink()
+        # Another process may fetch it at the same time, and none may see a part of it.
+        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            subprocess.run(
+                [program("npm"), "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL
+            )
+            [archive] = Path(folder).glob("typescript-*.tgz")
+            with tarfile.open(archive) as opened:
+                opened.extractall(folder, filter="data")
+            with contextlib.suppress(OSError):
+                (Path(folder) / "package").rename(FOLDER / "package")
     return path
 
 
 def main() -> None:
     tsc, settings = compiler(), FOLDER / "tsconfig.json"
     include = {"compilerOptions": OPTIONS, "include": [f"{SCRIPTS}/**/*.js"], "exclude": [f"{SCRIPTS}/lib"]}
-    settings.write_text(json.dumps(include))
+    write_whole(settings, json.dumps(include).encode())
     sys.exit(subprocess.run([program("node"), str(tsc), "-p", str(settings)], check=False).returncode)
 
 
