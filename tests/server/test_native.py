@@ -409,3 +409,22 @@ def test_waiting_jobs_start_in_the_order_that_is_set(http: httpx.Client) -> None
         http.post("/api/v1/queue/resume")
     found = {job: ended(http, job)["started"] for job in jobs}
     assert sorted(jobs, key=found.__getitem__) == wanted
+
+
+def test_a_grid_is_queued_whole_or_not_at_all(http: httpx.Client) -> None:
+    request = {"prompt": "red apple", "model": "starter-noto", "steps": 1, "seed": 4}
+    found = http.post("/api/v1/grid", json={"request": request, "x": "cfg=1..3/2", "y": "seed=7,8"}).json()
+    assert (found["columns"], found["rows"], len(found["cells"])) == (["1", "3"], ["7", "8"], 4)
+    for cell in found["cells"]:
+        made = ended(http, cell["job"])["request"]
+        assert (made["cfg"], made["seed"]) == (float(found["columns"][cell["column"]]), int(found["rows"][cell["row"]]))
+    before = len(http.get("/api/v1/jobs").json())
+    for wrong in (
+        {"x": "cfg=1,x"},
+        {"x": "nothing=1"},
+        {"x": "seed=1", "y": "seed=2"},
+        {"x": "model=starter-noto,gone"},
+    ):
+        assert http.post("/api/v1/grid", json={"request": request, **wrong}).status_code in (404, 422)
+    assert len(http.get("/api/v1/jobs").json()) == before
+    assert {"model", "seed", "steps", "prompt"} <= set(http.get("/api/v1/grid/fields").json())

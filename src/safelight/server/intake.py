@@ -80,6 +80,17 @@ def accept(control: Services, *requests: Request, client: str, priority: int = 0
     )
 
 
+def accept_each(control: Services, requests: list[Request], client: str, priority: int) -> list[QueuedJob]:
+    """Queue requests of one image each, all or none. Returns the job of each request, in their order.
+
+    Choices in their prompts are made once for each. Raises what :func:`accept` raises.
+    """
+    single = [variant for request in requests for variant in _expand(control, request)]
+    return control.dispatcher.accept(
+        *(_resolve(control, request) for request in single), client=client, priority=priority
+    )
+
+
 def wildcards(control: Services) -> Path:
     """Return the folder with the wildcards of prompts."""
     return control.settings.root / "wildcards"

@@ -120,7 +120,8 @@ def test_the_picture_grows_where_the_box_goes_beyond_it(image: dict[str, Any], o
             const pen = canvas.getContext("2d");
             pen.drawImage(old, 0, 0);
             const one = pen.getImageData(16, 0, 48, 64).data;
-            const other = (await import("/page/canvas/layers.js")).layers.picture.getContext("2d").getImageData(48, 0, 48, 64).data;
+            const { layers } = await import("/page/canvas/layers.js");
+            const other = layers.picture.getContext("2d").getImageData(48, 0, 48, 64).data;
             return one.every((value, at) => value === other[at]);
         }""",
         before,
@@ -213,7 +214,8 @@ def test_what_is_seen_of_a_large_picture_is_what_its_layers_have(open_page: Open
                 seen.clearRect(parseFloat(tile.style.left), parseFloat(tile.style.top), tile.width, tile.height);
                 seen.drawImage(tile, parseFloat(tile.style.left), parseFloat(tile.style.top));
             }
-            const [a, b] = [seen, layers[name].getContext("2d")].map((one) => one.getImageData(0, 0, width, height).data);
+            const pens = [seen, layers[name].getContext("2d")];
+            const [a, b] = pens.map((one) => one.getImageData(0, 0, width, height).data);
             for (let at = 0; at < a.length; at++) wrong += a[at] === b[at] ? 0 : 1;
         }
         return wrong;

@@ -112,16 +112,26 @@ def test_two_images_are_compared(images: list[dict[str, Any]], open_page: Open) 
 
 
 @pytest.mark.full
-def test_models_and_seeds_fill_a_table(open_page: Open) -> None:
+def test_any_two_fields_fill_a_table(open_page: Open) -> None:
     page = open_page("/")
     page.get_by_label("Prompt", exact=True).fill("red apple")
     page.get_by_label("Steps", exact=True).fill("2")
     page.get_by_role("link", name="Compare").click()
-    page.get_by_label("Add a model").select_option("starter-noto")
-    page.get_by_label("Seeds", exact=True).fill("2")
+    page.get_by_label("Values of the columns").fill("1..2")
+    page.get_by_label("Values of the rows").fill("starter-noto,starter-fluent")
     page.get_by_role("button", name="Generate").click()
     expect(page.locator(".grid-table .thumbnail img")).to_have_count(4, timeout=60_000)
-    shot(page, "models-times-seeds")
+    page.get_by_label("Columns", exact=True).select_option("cfg")
+    expect(page.get_by_label("Values of the columns")).to_have_value("3,5,7")
+    page.get_by_label("Rows", exact=True).select_option("prompt")
+    page.get_by_label("Values of the rows").fill("red,green")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".grid-table thead th").first).to_have_text("cfg 3")
+    expect(page.locator(".grid-table .thumbnail img")).to_have_count(6, timeout=60_000)
+    shot(page, "grid")
+    page.get_by_label("Values of the rows").fill("blue,green")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("alert")).to_contain_text("must be a part of the prompt")
 
 
 @pytest.mark.full

@@ -10,6 +10,7 @@ from safelight.server.apis.native_catalogue import CatalogueRoutes
 from safelight.server.apis.native_doctor import DoctorRoutes
 from safelight.server.apis.native_downloads import DownloadRoutes
 from safelight.server.apis.native_estimate import EstimateRoutes
+from safelight.server.apis.native_grid import GridRoutes
 from safelight.server.apis.native_health import HealthRoutes
 from safelight.server.apis.native_images import ImageRoutes
 from safelight.server.apis.native_inputs import InputRoutes
@@ -26,7 +27,7 @@ from safelight.server.apis.native_versions import VersionRoutes
 from safelight.server.problems import documented
 
 ROUTES = (
-    *(JobRoutes, InputRoutes, EstimateRoutes, FieldRoutes, PresetRoutes),
+    *(JobRoutes, InputRoutes, EstimateRoutes, GridRoutes, FieldRoutes, PresetRoutes),
     *(ImageRoutes, BoardRoutes, PictureRoutes),
     *(ModelRoutes, PreviewRoutes, VersionRoutes, CatalogueRoutes, DownloadRoutes, MemoryRoutes),
     *(SlotRoutes, DoctorRoutes, SettingRoutes, HealthRoutes),

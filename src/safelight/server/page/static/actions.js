@@ -281,13 +281,20 @@ export async function make() {
   announce(t("said_queued", { count }));
 }
 
-/** Queue a grid: every model with every seed. @param {string[]} models @param {number[]} seeds */
-export async function makeGrid(models, seeds) {
+/**
+ * Queue a grid: what the form says, varied along two fields.
+ * @param {string} x `NAME=V1,V2` from left to right @param {string} y the same from top to bottom; empty for one row
+ */
+export async function makeGrid(x, y) {
   const state = current();
   if (!modelIsChosen()) return;
-  const wanted = models.flatMap((model) => seeds.flatMap((seed) => requests(state, { models: [model], seed, count: 1 })));
+  const request = { ...requests(state, { seed: state.form.seed ?? someSeed(), count: 1 })[0] };
+  const grid = await attempt(() => api.post("/grid", { request, x, y }));
+  if (!grid) return;
   rememberSheet();
-  await queue(wanted, setAsked);
+  setAsked(grid.cells.map((/** @type {any} */ cell) => cell.job));
+  change({ grid });
+  await loadJobs(current().asked).catch(report);
 }
 
 /** @param {string} prompt */

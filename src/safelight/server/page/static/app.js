@@ -117,6 +117,7 @@ change({
   compacting: null,
   documentation: false,
   dialogs: 0,
+  grid: null,
   earlier: [],
   compared: "",
   switchHistory: [],

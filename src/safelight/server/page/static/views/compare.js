@@ -1,11 +1,10 @@
 // @ts-check
-/** Images beside one another: two with a slider, in turns, or by their difference; and models × seeds. */
+/** Images beside one another: two with a slider, in turns, or by their difference; and a grid along any two fields. */
 
 import * as api from "../api.js";
 import { attempt, makeGrid } from "../actions.js";
-import { setForm } from "../form.js";
 import { html, useEffect, useMemo, useRef, useState } from "../lib/htm-preact.js";
-import { NumberField, SelectField } from "../parts/elements.js";
+import { SelectField, TextField } from "../parts/elements.js";
 import { Thumbnail } from "../parts/image.js";
 import { go } from "../router.js";
 import { change, useStore } from "../store.js";
@@ -41,7 +40,7 @@ export function Compare() {
         <${Thumbnail} image=${image} selected=${pair.includes(at)} onOpen=${() => choose(at)} />
         <figcaption>${image.model} <small>${image.seed}</small> <a href=${`/gallery/${image.id}`}>${t("open")}</a></figcaption></figure>`)}
     </div>
-    <${ModelsTimesSeeds} />
+    <${Grid} />
   </div>`;
 }
 
@@ -118,38 +117,44 @@ async function subtract(one, other, canvas) {
   return { text: different ? t("difference_is", { share, most }) : t("pixels_equal") };
 }
 
-/** Every chosen model with several seeds, which fills while it is drawn. */
-function ModelsTimesSeeds() {
+/** The form's request, varied along two fields: a table that fills while it is drawn. */
+function Grid() {
   const models = useStore((state) => state.models);
-  const asked = useStore((state) => state.asked);
   const jobs = useStore((state) => state.jobs);
   const sheet = useStore((state) => state.sheet);
   const form = useStore((state) => state.form);
-  const [seeds, setSeeds] = useState(3);
-  const [first, setFirst] = useState(/** @type {number | null} */ (null));
-  const there = asked.map((/** @type {string} */ id) => jobs[id]).filter(Boolean);
-  const columns = [...new Set(there.map((/** @type {any} */ job) => job.request.seed))];
-  const rows = [...new Set(there.map((/** @type {any} */ job) => job.model))];
-  const start = () => {
-    const begin = first ?? form.seed ?? Math.floor(Math.random() * 2 ** 32);
-    makeGrid(form.models, [...Array(seeds).keys()].map((n) => begin + n));
-  };
+  const grid = useStore((state) => state.grid);
+  const [names, setNames] = useState(/** @type {string[]} */ ([]));
+  const [x, setX] = useState("seed");
+  const [y, setY] = useState("model");
+  const [xValues, setXValues] = useState("1..3");
+  const [yValues, setYValues] = useState(() => form.models.join(","));
+  useEffect(() => {
+    attempt(() => api.get("/grid/fields")).then((found) => found && setNames(found));
+  }, []);
+  const options = names.map((one) => [one, one]);
+  /** What a field starts with. @param {string} name */
+  const suggested = (name) => (name === "model" ? models.slice(0, 3).map((/** @type {any} */ one) => one.name).join(",") : (SUGGESTED[name] ?? ""));
+  const start = () => makeGrid(`${x}=${xValues}`, y ? `${y}=${yValues}` : "");
   return html`<section class="card">
-    <h2>${t("models_times_seeds")}</h2>
-    <div class="row">
-      <${SelectField} choose=${true} label=${t("add_model")} value="" options=${[["", t("choose")], ...models.filter((/** @type {any} */ one) => !form.models.includes(one.name)).map((/** @type {any} */ one) => [one.name, one.name])]} onChange=${(/** @type {string} */ name) => name && setForm({ models: [...form.models, name] })} />
-      <${NumberField} label=${t("seeds_count")} value=${seeds} min=${1} max=${20} step=${1} onChange=${(/** @type {number | null} */ value) => setSeeds(Math.min(20, value ?? 1))} />
-      <${NumberField} label=${t("first_seed")} value=${first} min=${0} step=${1} placeholder=${t("any_seed")} onChange=${setFirst} />
-      <button type="button" class="primary" onClick=${start} disabled=${!form.models.length}>${t("make")}</button>
-    </div>
-    <p class="note">${t("grid_of", { models: form.models.join(", "), prompt: form.prompt || t("no_prompt") })}</p>
-    ${rows.length * columns.length > 1 && html`<div class="table-scroll"><table class="grid-table">
-      <thead><tr><td></td>${columns.map((seed) => html`<th scope="col">${seed}</th>`)}</tr></thead>
-      <tbody>${rows.map((model) => html`<tr key=${model}><th scope="row">${model}</th>${columns.map((seed) => {
-        const job = there.find((/** @type {any} */ one) => one.model === model && one.request.seed === seed);
-        const image = job && (sheet[job.id] ?? [])[0];
-        return html`<td>${image ? html`<${Thumbnail} image=${image} onOpen=${() => go(`/gallery/${image.id}`)} />` : html`<div class="no-image">${job ? (job.state === "failed" ? job.reason : t(job.state === "running" ? "running" : "waiting")) : ""}</div>`}</td>`;
+    <h2>${t("grid")}</h2>
+    <p class="note">${t("grid_note", { prompt: form.prompt || t("no_prompt") })}</p>
+    <div class="row"><${SelectField} label=${t("grid_columns")} value=${x} options=${options} onChange=${(/** @type {string} */ name) => (setX(name), setXValues(suggested(name)))} />
+      <${TextField} label=${t("grid_values")} value=${xValues} placeholder="1..4" onChange=${setXValues} /></div>
+    <div class="row"><${SelectField} label=${t("grid_rows")} value=${y} options=${[["", t("none")], ...options]} onChange=${(/** @type {string} */ name) => (setY(name), setYValues(suggested(name)))} />
+      ${y && html`<${TextField} label=${t("grid_row_values")} value=${yValues} placeholder="1..4" onChange=${setYValues} />`}</div>
+    <button type="button" class="primary" onClick=${start} disabled=${!xValues.trim() || (y && !yValues.trim())}>${t("make")}</button>
+    ${grid && html`<div class="table-scroll"><table class="grid-table">
+      <thead><tr><td>${grid.y}</td>${grid.columns.map((/** @type {string} */ value) => html`<th scope="col">${grid.x} ${value}</th>`)}</tr></thead>
+      <tbody>${(grid.rows.length ? grid.rows : [""]).map((/** @type {string} */ value, /** @type {number} */ row) => html`<tr key=${row}><th scope="row">${value}</th>${grid.columns.map((/** @type {string} */ _, /** @type {number} */ column) => {
+        const cell = grid.cells.find((/** @type {any} */ one) => one.row === row && one.column === column);
+        const job = jobs[cell.job];
+        const image = (sheet[cell.job] ?? [])[0];
+        return html`<td>${image ? html`<${Thumbnail} image=${image} onOpen=${() => go(`/gallery/${image.id}`)} />` : html`<div class="no-image">${job?.state === "failed" ? job.reason : t(job?.state === "running" ? "running" : "waiting")}</div>`}</td>`;
       })}</tr>`)}</tbody>
     </table></div>`}
   </section>`;
 }
+
+/** Values to begin with. @type {Record<string, string>} */
+const SUGGESTED = { seed: "1..3", steps: "10,20,30", cfg: "3,5,7", sampler: "euler,dpmpp_2m", schedule: "default,karras", guidance: "2.5,3.5", shift: "1,3", strength: "0.4,0.6,0.8", "clip-skip": "1,2", "lora-strength": "0.5,1" };
