@@ -77,11 +77,6 @@ class Services:
     lock: FileLock
     stopping: threading.Event
 
-    @property
-    def supervisor(self) -> Supervisor:
-        """The supervisor of the first slot's worker."""
-        return self.dispatcher.slots[0].supervisor
-
     def start(self) -> None:
         """Start the queue. Once a day, empty the trash of what was there long enough, and trash unused input images."""
         self.dispatcher.start()

@@ -11,6 +11,7 @@ from safelight.errors import WorkerDiedError
 from safelight.server import auth, intake
 from safelight.server.problems import RefusedError
 from safelight.workers.messages import Command
+from safelight.workers.slot import Slot
 
 ANSWER_SECONDS = 120.0
 """The worker answers within this time; loading a model takes the longest."""
@@ -38,7 +39,8 @@ class ServerRoutes:
 
     def memory(self) -> dict[str, Any]:
         """Return the memory in A1111's form. Sizes are in bytes."""
-        places = self._ask("memory", "")["places"]
+        [first, *_] = self._control.dispatcher.slots
+        places = self._ask(first, "memory", "")["places"]
         sizes = {
             place: {"free": v["budget"] - v["stored"] - v["promised"], "used": v["stored"], "total": v["budget"]}
             for place, v in places.items()
@@ -48,12 +50,14 @@ class ServerRoutes:
 
     def unload_checkpoint(self) -> dict[str, Any]:
         """Free the memory of all models that are not pinned, unless a job uses them."""
-        self._ask("unload", "")
+        for slot in self._control.dispatcher.slots:
+            self._ask(slot, "unload", "")
         return {}
 
     def reload_checkpoint(self) -> dict[str, Any]:
         """Load the model that clients use who name none. The next request would do so, too."""
-        self._ask("load", intake.default_model(self._control).name)
+        [first, *_] = self._control.dispatcher.slots
+        self._ask(first, "load", intake.default_model(self._control).name)
         self._control.dispatcher.note_loading()
         return {}
 
@@ -62,9 +66,9 @@ class ServerRoutes:
         problem = "Safelight has no model that describes pictures (CLIP interrogator, DeepBooru)"
         raise RefusedError(422, "not_supported", problem)
 
-    def _ask(self, command: Command, model: str) -> Any:
+    def _ask(self, slot: Slot, command: Command, model: str) -> Any:
         try:
-            return self._control.supervisor.ask(command, model).result(ANSWER_SECONDS)
+            return slot.supervisor.ask(command, model).result(ANSWER_SECONDS)
         except (WorkerDiedError, TimeoutError, RuntimeError) as error:
             raise RefusedError(503, "worker_not_ready", str(error)) from error
 

@@ -146,7 +146,9 @@ class EstimateRoutes:
 
     async def _fits(self, card: Card, request: Request) -> dict[str, Any] | None:
         model = self._control.library.get(card.name)
-        asked = self._control.supervisor.ask("fits", model.name, request)
+        # Slots of one server are alike, or the first is the fastest: see the setting ``devices``.
+        [first, *_] = self._control.dispatcher.slots
+        asked = first.supervisor.ask("fits", model.name, request)
         with contextlib.suppress(WorkerDiedError, TimeoutError, RuntimeError):
             return await bridge.long(asked.result, FITS_SECONDS)
         return None

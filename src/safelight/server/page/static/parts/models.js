@@ -102,5 +102,5 @@ export function ModelPicker() {
  */
 export function where(model, now) {
   const text = t(`where_${now}`);
-  return now === "whole" || model.switch_seconds == null ? text : `${text} · ${t("switch_takes", { time: duration(model.switch_seconds) })}`;
+  return now === "whole" || model.switch_seconds == null ? text : `${text} · ${t("switch_takes", { time: duration(Math.max(0.1, model.switch_seconds)) })}`;
 }

@@ -143,7 +143,7 @@ function Grid() {
       <${TextField} label=${t("grid_values")} value=${xValues} placeholder="1..4" onChange=${setXValues} /></div>
     <div class="row"><${SelectField} label=${t("grid_rows")} value=${y} options=${[["", t("none")], ...options]} onChange=${(/** @type {string} */ name) => (setY(name), setYValues(suggested(name)))} />
       ${y && html`<${TextField} label=${t("grid_row_values")} value=${yValues} placeholder="1..4" onChange=${setYValues} />`}</div>
-    <button type="button" class="primary" onClick=${start} disabled=${!xValues.trim() || (y && !yValues.trim())}>${t("make")}</button>
+    <div class="row"><button type="button" class="primary" onClick=${start} disabled=${!xValues.trim() || (y && !yValues.trim())}>${t("make")}</button></div>
     ${grid && html`<div class="table-scroll"><table class="grid-table">
       <thead><tr><td>${grid.y}</td>${grid.columns.map((/** @type {string} */ value) => html`<th scope="col">${grid.x} ${value}</th>`)}</tr></thead>
       <tbody>${(grid.rows.length ? grid.rows : [""]).map((/** @type {string} */ value, /** @type {number} */ row) => html`<tr key=${row}><th scope="row">${value}</th>${grid.columns.map((/** @type {string} */ _, /** @type {number} */ column) => {
