@@ -109,17 +109,18 @@ def test_steps_and_questions_do_not_wait_for_what_is_read_ahead(two: tuple[Manif
     disk.rate = 1e12
     with residency.lease(running, F32) as lease:
         disk.rate, disk.reads = whole(coming) / 1.5, 0
-        longest, steps = 0.0, 0
+        waits = list[float]()
         with beside(lambda: prefetch_component(residency, coming, F32)):
             while disk.reads == 0 or residency.table.pending:
                 start = time.perf_counter()
                 lease.adjust()
                 residency.usage_by_component()
                 residency.plan_lease(coming, F32)
-                longest, steps = max(longest, time.perf_counter() - start), steps + 1
+                waits.append(time.perf_counter() - start)
                 time.sleep(0.01)
-        assert steps > 50
-        assert longest < 0.1
+        assert len(waits) > 50
+        # A lock that is held while a file is read makes most of them wait; a busy machine, a few.
+        assert sorted(waits)[int(len(waits) * 0.95)] < 0.1
         assert lease.ring is None
     assert sound(residency, coming)
     assert exact(residency)

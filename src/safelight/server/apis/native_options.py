@@ -15,7 +15,7 @@ from safelight.catalog.cards import Card
 from safelight.errors import RequestError
 from safelight.families.family import Family
 from safelight.families.features import FEATURE_REQUESTS, Feature
-from safelight.families.parts.tokenizer import load
+from safelight.families.prompt_lengths import prompt_lengths
 from safelight.families.registry import families
 from safelight.request.adapters import Control, Lora
 from safelight.request.field import Field, fields_of
@@ -183,20 +183,12 @@ class FieldRoutes:
     def _whole_texts(self, family: Family, card: Card, text: str) -> list[EncoderTokens]:
         """Count the tokens for text encoders that read a prompt as it is written."""
         model = self._control.library.get(card.name) if card.digest else None
-        counted: list[EncoderTokens] = []
-        for role in family.text_encoders:
-            component = family.component(role)
-            assert component.tokenizer is not None, "a text encoder has a tokenizer"
-            shipped = component.tokenizer.shipped
-            own = None if model is None else model.manifest.component(role).tokenizer
-            if shipped is None and own is None:
-                # The checkpoint's own tokenizer counts, and its file has not been read yet.
-                continue
-            ids = load(shipped, None if own is None else own.read()).encode(text, add_special_tokens=False).ids
-            most = component.most_tokens_of.get(card.summary["variant"], component.most_tokens)
-            name = role if shipped is None else shipped.name
-            counted.append(EncoderTokens(encoder=role, name=name, tokens=len(ids), most=most, chunk=0))
-        return counted
+        components = () if model is None else model.manifest.components
+        own = {one.role: one.tokenizer.read() for one in components if one.tokenizer is not None}
+        return [
+            EncoderTokens(encoder=one.role, name=one.name, tokens=one.tokens, most=one.most, chunk=0)
+            for one in prompt_lengths(family, card.summary["variant"], own, text)
+        ]
 
 
 NOTHING = -1
