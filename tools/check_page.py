@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safelight.files.disk import write_whole
 
-HOME = Path(__file__).parents[1]
+HOME = Path(__file__).resolve().parents[1]
 SCRIPTS = HOME / "src/safelight/server/page/static"
 FOLDER = HOME / "build/typescript"
 PACKAGE = "typescript@5.9.3"
