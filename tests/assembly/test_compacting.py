@@ -27,6 +27,7 @@ from safelight.catalog.library import Library
 from safelight.cli.main import app
 from safelight.errors import InputError, StorageError
 from safelight.families.registry import families
+from safelight.files.blocks import COMPACT_FORMS
 from safelight.weights import quantised_file
 
 SEED = 5
@@ -62,7 +63,7 @@ def add(root: Path, tiny: TinyFamily, place: Path) -> Any:
     return Catalog.under(root).library.add(tiny.write_folder(place / "folder", SEED), "whole", variant=tiny.variant)
 
 
-@pytest.mark.parametrize("form", thinned(compacting.FORMS, 2))
+@pytest.mark.parametrize("form", thinned(COMPACT_FORMS, 2))
 @pytest.mark.parametrize("label", thinned(sorted(tiny_families(), key="flux".__ne__), 1))
 def test_the_pixels_are_those_of_the_numbers_that_other_programs_read(
     label: str, form: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -75,8 +75,8 @@ def test_versions_of_safelight(http: httpx.Client) -> None:
 
 
 def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
-    told = list[str]()
-    run = CommandRun(tmp_path, lambda: told.append("changed"))
+    changes = list[str]()
+    run = CommandRun(tmp_path, lambda: changes.append("changed"))
     run.start("models", "show", "nobody")
     with pytest.raises(InputError, match="is running"):
         run.start("models", "list")
@@ -85,4 +85,4 @@ def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
         assert time.monotonic() < until
         time.sleep(0.05)
     assert (run.state.state, "nobody" in run.state.problem) == ("failed", True)
-    assert told == ["changed", "changed"]
+    assert changes == ["changed", "changed"]

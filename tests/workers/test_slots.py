@@ -12,9 +12,13 @@ from support.jobs import made_up
 from support.scripted_queue import Queue, Told, done
 
 from safelight.errors import WorkerDiedError
+from safelight.queue.database import Database
+from safelight.queue.events import Event
 from safelight.queue.job import QueuedJob
+from safelight.queue.order import OvertakeLimits
 from safelight.request.results import Progress
 from safelight.request.schema import Request
+from safelight.workers.choosing import Choosing
 from safelight.workers.messages import Ended, FromWorker, Generate, Progressed
 
 
@@ -88,13 +92,18 @@ def test_a_job_without_progress_is_taken_from_its_worker(tmp_path: Path) -> None
         raise WorkerDiedError("was killed by SIGKILL")
 
     queue = Queue(tmp_path, Stuck(), slots=2, most=100, stall_seconds=0.5)
-    told = list[str]()
-    queue.events.subscribe(lambda event: told.append(event.data.get("stalled", "")) if event.kind == "worker" else None)
+    reasons = list[str]()
+
+    def heard(event: Event) -> None:
+        if event.kind == "worker":
+            reasons.append(event.data.get("stalled", ""))
+
+    queue.events.subscribe(heard)
     queue.supervisor.script = stuck
     job = accept(queue)
     queue.dispatcher.start()
     assert (ended(queue, job).state, ended(queue, job).attempts) == ("done", 2)
-    assert "no progress in the stage denoise" in told[0]
+    assert "no progress in the stage denoise" in reasons[0]
     queue.dispatcher.stop(0)
     queue.database.close()
 
@@ -151,3 +160,18 @@ def test_a_cancelled_job_ends_on_whichever_slot_it_runs(queue: Queue) -> None:
     assert queue.dispatcher.cancel(jobs[1])
     go.set()
     assert [ended(queue, job).state for job in jobs] == ["done", "cancelled"]
+
+
+def test_the_library_is_read_once_for_a_whole_queue(tmp_path: Path) -> None:
+    """Predicting a switch needs all models. A long queue must not read them for each job."""
+    database, reads = Database(tmp_path), list[int]()
+
+    def seconds() -> dict[str, float]:
+        reads.append(1)
+        return {"a": 2.0}
+
+    database.accept(*(made_up(Request("x", "m"), "abc"[number % 3]) for number in range(30)))
+    choosing = Choosing(database, OvertakeLimits(), seconds)
+    assert len(choosing.in_order(30)) == 30
+    assert len(reads) == 1
+    database.close()

@@ -13,15 +13,16 @@ import sqlite3
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from blake3 import blake3
 
-from safelight.errors import CorruptFileError, InputError, StorageError, UnreadableFileError
-from safelight.files.disk import flush_to_disk, place_new, temporary_file_in
+from safelight.catalog.describe import OnBytes
+from safelight.errors import CorruptFileError, InputError, StorageError
+from safelight.files.disk import flush_to_disk, place_new, temporary_file_in, unwritable
 from safelight.queue.database_file import FILE as DATABASE
 from safelight.version import VERSION
 
@@ -29,7 +30,7 @@ MANIFEST = "safelight-backup.json"
 
 RECORDS = (
     *("models", "adapters", "canaries", "wildcards", "quarantine", "seen"),
-    *("safelight.yaml", "repairs.json", "file_hashes.json", "timings.json"),
+    *("safelight.yaml", "repairs.json", "file_hashes.json"),
 )
 """What every backup has besides the database. Measurements of the machine are left out: another one measures again."""
 
@@ -37,8 +38,6 @@ PICTURES = ("images", "thumbnails", "inputs")
 """What a backup with pictures has, too."""
 
 CHUNK = 1 << 20
-
-OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ def write(root: Path, path: Path, pictures: bool, progress: OnBytes = lambda _do
         except FileExistsError as error:
             raise InputError(f"{path} was made by another program meanwhile; choose another file") from error
         except OSError as error:
-            raise UnreadableFileError(Path(error.filename or path), str(error.strerror or error)) from error
+            raise unwritable(Path(error.filename or path), error) from error
     return Backup(path, len(manifest), sum(one["bytes"] for one in manifest.values()), pictures)
 
 

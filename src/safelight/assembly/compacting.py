@@ -25,15 +25,13 @@ from safelight.diagnostics.canary import has_canary, pixels_of, request
 from safelight.diagnostics.image_difference import difference
 from safelight.errors import InputError
 from safelight.files import gguf_writing, safetensors
-from safelight.files.blocks import WRITTEN
+from safelight.files.blocks import compact_file_name
 from safelight.files.disk import flush_to_disk, open_regular, place_new, read_exactly, temporary_file_in
 from safelight.files.header import MADE_FROM, TensorInfo
 from safelight.weights.digest import in_module_order
 from safelight.weights.file_names import FileTensor, in_original_names
 from safelight.weights.manifest import ManifestTensor
 from safelight.weights.quantised_file import Quantiser, TensorToWrite
-
-FORMS = (*(form.lower() for form in WRITTEN), "fp8")
 
 ZERO_SNR = "ztsnr"
 """The tensor that says that the noise ends in nothing but noise (see the family of Stable Diffusion)."""
@@ -111,13 +109,13 @@ def path_of(model: Model, form: str, out: Path | None) -> Path:
     if out is not None:
         return out.expanduser().absolute()
     folder = Path.cwd() if model.origin == "starter" else model.path.parent
-    return folder / f"{model.name}-{form}.{'safetensors' if form == 'fp8' else 'gguf'}"
+    return folder / compact_file_name(model.name, form)
 
 
 def write(model: Model, form: str, path: Path, progress: Callable[[int, int], None] | None = None) -> Written:
     """Write a model's denoiser in a form into the new file ``path``, completely or not at all.
 
-    ``form``: one of :data:`FORMS`.
+    ``form``: one of :data:`safelight.files.blocks.COMPACT_FORMS`.
     ``progress``: called after each tensor with the bytes that are written, and those of all tensors.
 
     Raises:

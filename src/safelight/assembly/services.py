@@ -164,10 +164,10 @@ def _open_dispatcher(
     def resolve_again(request: Request, digest: str) -> Job:
         return resolve(request, catalog, by_path=False, model=find_model(request.model, digest, library))
 
-    def switch_seconds(digest: str) -> float | None:
+    def switch_seconds() -> dict[str, float]:
         models = [known(card) for card in library.cards()]
-        found = dict(zip((one.digest for one in models), timings.switch_seconds(models), strict=True))
-        return found.get(digest)
+        seconds = zip(models, timings.switch_seconds(models), strict=True)
+        return {model.digest: each for model, each in seconds if each is not None}
 
     limits = OvertakeLimits(settings.queue_overtakes, settings.queue_delay_seconds, settings.queue_lead_seconds)
     choosing = Choosing(database, limits, switch_seconds)

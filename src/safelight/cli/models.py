@@ -343,9 +343,10 @@ def compact(
     model = library.ensure_unchanged(library.get(name))
     from safelight.assembly import compacting
     from safelight.errors import SafelightError
+    from safelight.files.blocks import COMPACT_FORMS
 
-    if form not in compacting.FORMS:
-        raise typer.BadParameter(f"{form!r}: must be one of {', '.join(compacting.FORMS)}", param_hint="--form")
+    if form not in COMPACT_FORMS:
+        raise typer.BadParameter(f"{form!r}: must be one of {', '.join(COMPACT_FORMS)}", param_hint="--form")
     with byte_bar(f"quantising {name}") as on_bytes:
         written, added = compacting.make(library, model, form, out, new_name, on_bytes)
     difference, problem = None, compacting.why_not_measured(model) if measure else ""

@@ -22,8 +22,6 @@ UPGRADE_EXAMPLES = (
 )
 ROLLBACK_EXAMPLES = "Examples: `safelight rollback --list` · `safelight rollback` · `safelight rollback first`"
 
-SHOWN = ("safelight", "torch", "diffusers", "transformers")
-
 
 def upgrade(
     context: typer.Context,
@@ -101,8 +99,7 @@ def _when(environment: Environment) -> str:
 
 
 def _versions(environment: Environment) -> str:
-    known = environment.versions
-    return ", ".join(f"{name} {known[name]}" for name in SHOWN if name in known) or "unknown"
+    return ", ".join(f"{name} {version}" for name, version in environment.shown_versions.items()) or "unknown"
 
 
 def _described(environment: Environment) -> str:

@@ -26,6 +26,9 @@ from safelight import installation
 from safelight.errors import InputError
 from safelight.files.disk import write_whole
 
+SHOWN = ("safelight", "torch", "diffusers", "transformers")
+"""The packages whose versions tell environments apart: they decide about images."""
+
 SOURCE = "source.txt"
 """The file that says what was installed in an environment. It is written last: a folder without it is incomplete."""
 
@@ -48,6 +51,11 @@ class Environment:
     def python(self) -> Path:
         """The path of its interpreter."""
         return installation.python_of(self.prefix)
+
+    @property
+    def shown_versions(self) -> dict[str, str]:
+        """The versions of :data:`SHOWN`, without those that are not installed."""
+        return {name: self.versions[name] for name in SHOWN if name in self.versions}
 
 
 class Environments:

@@ -15,7 +15,7 @@ class PromptLength:
     """The length of a prompt for a text encoder.
 
     ``role``: of the text encoder. ``name``: of its tokenizer.
-    ``tokens``: of the prompt, without those that the family adds.
+    ``tokens``: how many the prompt has; tokens that the family adds do not count.
     ``most``: how many the family reads; the rest is cut off. 0 if it reads all.
     """
 

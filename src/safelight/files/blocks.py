@@ -44,3 +44,11 @@ BLOCKS: Mapping[str, BlockForm] = {
 
 WRITTEN = ("Q8_0", "Q5_0", "Q4_0")
 """The forms that Safelight writes."""
+
+COMPACT_FORMS = (*(form.lower() for form in WRITTEN), "fp8")
+"""The forms of compact files, as users name them: blocks in a GGUF file, or fp8 in a safetensors file."""
+
+
+def compact_file_name(name: str, form: str) -> str:
+    """Return the name of a compact file. ``name``: of the model that it is made from."""
+    return f"{name}-{form}.{'safetensors' if form == 'fp8' else 'gguf'}"

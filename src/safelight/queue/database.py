@@ -92,12 +92,6 @@ class Database:
         with self._file.session() as session:
             return session.scalars(select(func.count()).where(JobRow.state == "queued")).one()
 
-    def people(self) -> set[str]:
-        """Return the people whose jobs wait or run."""
-        with self._file.session() as session:
-            query = select(JobRow.person).where(JobRow.state.in_(("queued", "running"))).distinct()
-            return set(session.scalars(query))
-
     def counts(self) -> dict[str, int]:
         """Return the number of jobs in each state."""
         with self._file.session() as session:
@@ -120,20 +114,15 @@ class Database:
             JobRow.person,
             JobRow.slot,
         )
-        by_age = func.row_number().over(partition_by=JobRow.person, order_by=JobRow.number)
-        by_priority = func.row_number().over(
-            partition_by=JobRow.person, order_by=(JobRow.priority.desc(), JobRow.number)
-        )
-        ranks = by_age.label("by_age"), by_priority.label("by_priority")
-        ranked = select(*columns, *ranks).where(JobRow.state == "queued").subquery()
-        query = (
-            select(*(ranked.c[column.key] for column in columns))
-            .where((ranked.c.by_age <= candidates) | (ranked.c.by_priority <= candidates))
-            .order_by(ranked.c.number)
-        )
+        orders = ((JobRow.number,), (JobRow.priority.desc(), JobRow.number))
+        found: set[Waiting] = set()
         with self._file.session() as session:
-            rows: Sequence[Any] = session.execute(query).all()
-        return [Waiting(*row) for row in rows]
+            for person in session.scalars(select(JobRow.person).where(JobRow.state == "queued").distinct()).all():
+                own = select(*columns).where(JobRow.state == "queued", JobRow.person == person).limit(candidates)
+                for by in orders:
+                    rows: Sequence[Any] = session.execute(own.order_by(*by)).all()
+                    found |= {Waiting(*row) for row in rows}
+        return sorted(found, key=lambda job: job.number)
 
     def start(self, job_id: str, reason: str, slot: str = "") -> QueuedJob | None:
         """Set a queued job to running, and count it as overtaking the person's earlier jobs that still wait.
@@ -174,7 +163,7 @@ class Database:
         return self._leave_state(job_id, was, seconds, values)
 
     def set_priorities(self, priorities: Mapping[str, int]) -> list[str]:
-        """Set the priorities of jobs that wait, by identifier. Returns those that waited."""
+        """Set the priorities of waiting jobs, by identifier. Returns the identifiers of the jobs that did wait."""
         changed: list[str] = []
         with self._file.session() as session, session.begin():
             for job, priority in priorities.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import JSON, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -24,6 +24,7 @@ class JobRow(Table):
     __table_args__ = (
         Index("jobs_by_state", "state", "number"),
         Index("jobs_by_person", "state", "person", "number"),
+        Index("jobs_by_priority", "state", "person", text("priority DESC"), "number"),
         {"sqlite_autoincrement": True},
     )
 

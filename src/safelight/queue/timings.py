@@ -26,7 +26,7 @@ CHANGE = 0.1
 """The share by which a timing must change before the file is written again."""
 
 NEWEST_SHARE = 0.5
-"""The weight of the newest image in the mean. Others on this machine use it, too, so the newest counts most."""
+"""The weight of the newest image in the mean. What else this machine does changes, so the newest counts most."""
 
 MIN_SWITCH_SECONDS = 1e-3
 """A shorter switch brought nothing: the weights were in memory."""
@@ -120,8 +120,9 @@ class Timings:
             if seconds.switch > MIN_SWITCH_SECONDS:
                 switch = seconds.switch
             self._of[digest] = timing = Timing(denoise, rest, switch)
-            if before is None or _differ(before, timing):
-                measurements.keep(self._path, KEY, {name: asdict(one) for name, one in self._of.items()})
+            all_of_them = {name: asdict(one) for name, one in self._of.items()}
+        if before is None or _differ(before, timing):
+            measurements.keep(self._path, KEY, all_of_them)
 
     def predict(
         self, model: Known, others: Iterable[Known], request: Request, pixels: int, resident: bool

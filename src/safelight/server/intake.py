@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request as HTTPRequest
 
@@ -61,6 +63,19 @@ def default_card(control: Services) -> Card:
     return next((card for card in cards if card.digest and card.state() == "there"), cards[0])
 
 
+def request_of(control: Services, fields: Mapping[str, Any]) -> Request:
+    """Return a client's request. Without a model it gets the default model, without a seed a random one.
+
+    ``fields``: of a :class:`safelight.request.schema.Request`.
+    Raises RequestError, ModelNotFoundError.
+    """
+    filled = dict(fields)
+    filled["model"] = filled["model"] or default_card(control).name
+    if filled["seed"] is None:
+        filled["seed"] = some_seed(filled["count"])
+    return Request(**filled)
+
+
 def limits(control: Services) -> RequestLimits:
     """Return what this server allows."""
     settings = control.settings
@@ -77,17 +92,6 @@ def accept(control: Services, *requests: Request, client: str, priority: int = 0
         *(_resolve(control, variant) for request in requests for variant in _expand(control, request)),
         client=client,
         priority=priority,
-    )
-
-
-def accept_each(control: Services, requests: list[Request], client: str, priority: int) -> list[QueuedJob]:
-    """Queue requests of one image each, all or none. Returns the job of each request, in their order.
-
-    Choices in their prompts are made once for each. Raises what :func:`accept` raises.
-    """
-    single = [variant for request in requests for variant in _expand(control, request)]
-    return control.dispatcher.accept(
-        *(_resolve(control, request) for request in single), client=client, priority=priority
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from safelight.queue import order
 from safelight.queue.database import Database
 from safelight.queue.job import QueuedJob
-from safelight.queue.order import Costs, OvertakeLimits, SlotView
+from safelight.queue.order import Costs, OvertakeLimits, SlotView, Waiting
 from safelight.queue.shares import Shares
 from safelight.workers.slot import Slot
 
@@ -33,7 +34,7 @@ class Choosing:
     """Gives free slots their jobs. Only one slot chooses at a time, so the bounds hold over all.
 
     ``limits``: how far the order may differ from the order of arrival, and from equal shares.
-    ``switch_seconds``: predicts the seconds of a switch, by the group; None if nothing is known.
+    ``switch_seconds``: predicts the seconds of a switch to each group; without those of which nothing is known.
     ``shares``: who has computed how long.
 
     The attribute ``slots`` has all slots of the server. While ``paused`` is set, no slot gets a job.
@@ -43,7 +44,7 @@ class Choosing:
         self,
         database: Database,
         limits: OvertakeLimits,
-        switch_seconds: Callable[[str], float | None] = lambda _: None,
+        switch_seconds: Callable[[], Mapping[str, float]] = dict,
         shares: Shares | None = None,
     ) -> None:
         self._database, self._limits = database, limits
@@ -62,7 +63,7 @@ class Choosing:
                 if not waiting:
                     return None
                 others = [self._view(other) for other in self.slots if other is not slot and other.takes_jobs]
-                here, leads = self._view(slot), self._shares.leads(self._database.people())
+                here, leads = self._view(slot), self._leads(waiting)
                 choice = order.choose(waiting, here, self._limits, others, leads, self._costs())
                 if choice is None:
                     return None
@@ -92,9 +93,9 @@ class Choosing:
     def in_order(self, limit: int) -> list[tuple[order.Choice, str]]:
         """Return the first ``limit`` waiting jobs in the order in which they will start, each with its slot."""
         slots = [self._view(slot) for slot in self.slots if slot.takes_jobs] or [SlotView()]
-        with self._lock:
-            leads = self._shares.leads(self._database.people())
         waiting = self._database.waiting(order.candidates_needed(self._limits, limit))
+        with self._lock:
+            leads = self._leads(waiting)
         return order.in_order(waiting, slots, self._limits, limit, leads, self._costs())
 
     def upcoming(self, slot: str) -> tuple[str, ...]:
@@ -114,9 +115,12 @@ class Choosing:
         known = list(self._job_seconds.values())
         return statistics.fmean(known) if known else UNKNOWN_SECONDS
 
-    def _costs(self) -> Costs:
-        def switch(group: str) -> float:
-            found = self._switch_seconds(group)
-            return UNKNOWN_SWITCH_SECONDS if found is None else found
+    def _leads(self, waiting: Sequence[Waiting]) -> dict[str, float]:
+        """Return how far each person is ahead whose jobs wait or run."""
+        running = (one.job.person for slot in self.slots if (one := slot.runner.running) is not None)
+        return self._shares.leads({*(job.person for job in waiting), *running})
 
-        return Costs(switch, self._seconds_of)
+    def _costs(self) -> Costs:
+        """Return the predictions of one choice. The library is read only if a switch is in question, and once."""
+        known = cache(self._switch_seconds)
+        return Costs(lambda group: known().get(group, UNKNOWN_SWITCH_SECONDS), self._seconds_of)

@@ -125,7 +125,7 @@ class Dispatcher:
         return True
 
     def set_priorities(self, priorities: Mapping[str, int]) -> list[str]:
-        """Set the priorities of jobs that wait, by identifier. Returns those that waited."""
+        """Set the priorities of waiting jobs, by identifier. Returns the identifiers of the jobs that did wait."""
         changed = self._database.set_priorities(priorities)
         for job in changed:
             self._tell(job)
@@ -230,17 +230,19 @@ class Dispatcher:
         if slot.unwritten is None:
             return
         job, outcome = slot.unwritten
-        if outcome.state != "queued":
+        ended = outcome.state != "queued"
+        if ended:
             failure = outcome.failure
             self._database.end(job.id, outcome.state, outcome.reason, seconds=outcome.seconds, failure=failure)
-            for other in self.slots:
-                other.runner.cancelled.discard(job.id)
         else:
             self._database.put_back(job.id, outcome.reason, outcome.counts_as_attempt, outcome.seconds)
             if job.id in slot.runner.cancelled:
                 # Somebody cancelled the job after its outcome was known, so end it here. From now on, cancel() finds
                 # it in the queue.
-                self._database.end(job.id, "cancelled", "cancelled while it ran", was=("queued",))
+                ended = self._database.end(job.id, "cancelled", "cancelled while it ran", was=("queued",))
+        if ended:
+            for each in self.slots:
+                each.runner.cancelled.discard(job.id)
         self._tell(job.id)
         slot.unwritten = None
         self._log(slot, job, outcome.seconds)

@@ -91,7 +91,7 @@ CHROMA = Family(
             lora_paths=("text_encoders.t5xxl.transformer.",),
             overflows_in_fp16=True,
             tokenizer=TokenizerFile("tokenizer/tokenizer.json", shipped=t5.SHIPPED),
-            most_tokens=511,
+            most_tokens=t5.TOKENS - 1,
         ),
         Component(
             "transformer",

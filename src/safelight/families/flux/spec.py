@@ -178,7 +178,7 @@ FLUX = Family(
             lora_paths=("text_encoders.t5xxl.transformer.",),
             overflows_in_fp16=True,
             tokenizer=TokenizerFile("tokenizer_2/tokenizer.json", shipped=t5.SHIPPED),
-            most_tokens=511,
+            most_tokens=t5.TOKENS - 1,
             most_tokens_of={"schnell": 255},
         ),
         Component(

@@ -20,6 +20,7 @@ from safelight.families.registry import families
 from safelight.pipeline.preprocess import preprocess
 from safelight.queue.timings import Basis, Known, known
 from safelight.request.adapters import Control
+from safelight.request.field import fields_of
 from safelight.request.schema import Request
 from safelight.resolve.resolve import with_defaults_of
 from safelight.server import bridge, intake
@@ -74,8 +75,8 @@ class PreprocessorAsked(BaseModel):
 
     image: Annotated[str, FieldOf(pattern="^[0-9a-f]{64}$")]
     preprocessor: str
-    low: int = Control.__dataclass_fields__["low"].default
-    high: int = Control.__dataclass_fields__["high"].default
+    low: int = fields_of(Control)["low"].default
+    high: int = fields_of(Control)["high"].default
 
 
 class EstimateRoutes:
@@ -132,11 +133,8 @@ class EstimateRoutes:
 
     def _request(self, asked: Generation) -> tuple[Card, Request]:
         """Return the model's card, and the request with the model's defaults. No weights are read."""
-        fields: dict[str, Any] = asked.model_dump(exclude={"priority"})
-        catalog = self._control.catalog
-        card = catalog.model_card(asked.model) if asked.model else intake.default_card(self._control)
-        fields |= {"model": card.name, "seed": asked.seed or 0}
-        request = Request(**fields)
+        request = intake.request_of(self._control, asked.model_dump(exclude={"priority"}))
+        card = self._control.catalog.model_card(request.model)
         family, user = families()[card.summary["base"]], card.summary["defaults"]
         sides = {side: getattr(request, side) or user.get(side) for side in ("width", "height")}
         return card, replace(with_defaults_of(request, user, family, card.summary["variant"]), **sides)
@@ -145,10 +143,8 @@ class EstimateRoutes:
         return [known(card) for card in self._control.library.cards()]
 
     async def _fits(self, card: Card, request: Request) -> dict[str, Any] | None:
-        model = self._control.library.get(card.name)
-        # Slots of one server are alike, or the first is the fastest: see the setting ``devices``.
-        [first, *_] = self._control.dispatcher.slots
-        asked = first.supervisor.ask("fits", model.name, request)
+        first = self._control.dispatcher.slots[0]
+        asked = first.supervisor.ask("fits", card.name, request)
         with contextlib.suppress(WorkerDiedError, TimeoutError, RuntimeError):
             return await bridge.long(asked.result, FITS_SECONDS)
         return None

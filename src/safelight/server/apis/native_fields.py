@@ -348,4 +348,3 @@ class Health(BaseModel):
     restarts: int | None = None
     run: dict[str, Any] | None = None
     paused: bool | None = None
-    slots: list[SlotModel] | None = None

@@ -10,8 +10,7 @@ from pydantic import Field as FieldOf
 
 from safelight.assembly.services import Services
 from safelight.errors import RequestError
-from safelight.request.grid import AXES, Axis, axis, cells
-from safelight.request.schema import Request
+from safelight.request.grid import AXES, axis, cells
 from safelight.server import intake
 from safelight.server.apis.native_fields import Generation
 from safelight.server.problems import documented
@@ -74,11 +73,12 @@ class GridRoutes:
         All cells have the same seed, unless it is what varies.
         """
         across, down = axis("x", asked.x), axis("y", asked.y) if asked.y else None
-        found = cells(self._request(asked, across, down), across, down)
+        request = intake.request_of(self._control, asked.request.model_dump(exclude={"priority"}))
+        found = cells(request, across, down)
         for cell in found:
             if cell.request.count != 1:
                 raise RequestError("count", cell.request.count, "a cell of a grid is one image")
-        jobs = intake.accept_each(self._control, [cell.request for cell in found], client="api", priority=0)
+        jobs = intake.accept(self._control, *(cell.request for cell in found), client="api")
         return GridModel(
             x=across.name,
             y="" if down is None else down.name,
@@ -88,12 +88,3 @@ class GridRoutes:
                 GridCell(column=cell.column, row=cell.row, job=job.id) for cell, job in zip(found, jobs, strict=True)
             ],
         )
-
-    def _request(self, asked: GridAsked, across: Axis, down: Axis | None) -> Request:
-        fields = asked.request.model_dump(exclude={"priority"})
-        names = {across.name} | ({down.name} if down is not None else set[str]())
-        if not fields["model"]:
-            fields["model"] = "" if "model" in names else intake.default_card(self._control).name
-        if fields["seed"] is None:
-            fields["seed"] = intake.some_seed(1)
-        return Request(**fields)

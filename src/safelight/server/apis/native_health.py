@@ -10,12 +10,11 @@ from starlette.responses import Response
 from safelight.assembly.services import Services
 from safelight.server import auth
 from safelight.server.apis.native_fields import Health
-from safelight.server.apis.native_slots import describe_slots
 from safelight.version import VERSION
 
 
 class Readiness(BaseModel):
-    """Whether the server can run jobs, and each slot: ``ready``, ``starting``, ``draining`` or why it cannot go on."""
+    """Whether the server can run jobs, and each slot: ``ready``, ``starting``, ``draining`` or ``waiting``."""
 
     ready: bool
     slots: dict[str, str]
@@ -49,7 +48,6 @@ class HealthRoutes:
             restarts=sum(slot.supervisor.restarts for slot in dispatcher.slots),
             run=dict(found[0]) if found else None,
             paused=dispatcher.paused,
-            slots=describe_slots(self._control),
         )
 
     def ready(self, answer: Response) -> Readiness:
@@ -57,9 +55,8 @@ class HealthRoutes:
         states: dict[str, str] = {}
         for slot in self._control.dispatcher.slots:
             started = slot.supervisor.run_settings(0.0) is not None
-            states[slot.name] = slot.trouble.reason or (
-                "draining" if slot.draining else "ready" if started else "starting"
-            )
+            takes = "waiting" if slot.trouble.reason else "draining" if slot.draining else "ready"
+            states[slot.name] = takes if started else "starting"
         ready = "ready" in states.values() and not self._control.dispatcher.paused
         answer.status_code = 200 if ready else 503
         return Readiness(ready=ready, slots=states)

@@ -14,7 +14,6 @@ from safelight.assembly.services import Services
 from safelight.queue.descriptions import job_to_dict, progress_to_dict
 from safelight.queue.events import Event
 from safelight.queue.job import QueuedJob, State
-from safelight.request.schema import Request
 from safelight.server import bridge, event_stream, intake
 from safelight.server.apis.native_fields import (
     CancelledModel,
@@ -63,12 +62,8 @@ class JobRoutes:
         If a prompt contains choices (``{a|b}``), each image is a job of its own. The answer is the first job, and has
         the identifiers of all.
         """
-        fields = asked.model_dump(exclude={"priority"})
-        if not fields["model"]:
-            fields["model"] = intake.default_card(self._control).name
-        if fields["seed"] is None:
-            fields["seed"] = intake.some_seed(fields["count"])
-        jobs = intake.accept(self._control, Request(**fields), client="api", priority=asked.priority)
+        request = intake.request_of(self._control, asked.model_dump(exclude={"priority"}))
+        jobs = intake.accept(self._control, request, client="api", priority=asked.priority)
         return Queued(**job_to_dict(jobs[0]), jobs=[job.id for job in jobs])
 
     def jobs(
@@ -101,8 +96,10 @@ class JobRoutes:
         return IdsModel(ids=self._dispatcher.cancel_waiting())
 
     def set_order(self, asked: Order) -> IdsModel:
-        """Let jobs that wait start in this order, by giving each a higher priority than the next. Returns those that
-        waited. Jobs that are not named come after them."""
+        """Set the order of waiting jobs: each gets a higher priority than the next one.
+
+        Other jobs come after them. Returns the identifiers of the jobs that did wait.
+        """
         count = len(asked.ids)
         return IdsModel(ids=self._dispatcher.set_priorities({job: count - at for at, job in enumerate(asked.ids)}))
 

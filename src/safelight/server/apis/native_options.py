@@ -121,7 +121,7 @@ class EncoderTokens(BaseModel):
     """How long a prompt is for a text encoder.
 
     ``encoder``: its role, such as text_encoder_2. ``name``: of its tokenizer, such as T5.
-    ``tokens``: of the prompt, without those that the family adds.
+    ``tokens``: how many the prompt has; tokens that the family adds do not count.
     ``most``: how many it reads; the rest is cut off. 0 if it reads all.
     ``chunk``: tokens that are encoded together; 0 if all are.
     """

@@ -33,7 +33,8 @@ class SlotRoutes:
 
     def all(self) -> list[SlotModel]:
         """List the slots: what each holds and does."""
-        return describe_slots(self._control)
+        names = self._names()
+        return [describe_slot(slot, names) for slot in self._dispatcher.slots]
 
     def drain(self, name: Name) -> SlotModel:
         """Let a slot finish its job and take no more."""
@@ -71,15 +72,12 @@ class SlotRoutes:
             raise RefusedError(404, "not_found", f"there is no slot {name!r}")
         return slot
 
+    def _names(self) -> dict[str, str]:
+        return {card.digest: card.name for card in self._control.library.cards()}
+
     def _told(self, slot: Slot) -> SlotModel:
         self._control.events.tell(Event("worker", "", {"slot": slot.name}))
-        return describe_slot(slot, _names(self._control))
-
-
-def describe_slots(control: Services) -> list[SlotModel]:
-    """Return what clients learn of all slots."""
-    names = _names(control)
-    return [describe_slot(slot, names) for slot in control.dispatcher.slots]
+        return describe_slot(slot, self._names())
 
 
 def describe_slot(slot: Slot, names: dict[str, str]) -> SlotModel:
@@ -99,7 +97,3 @@ def describe_slot(slot: Slot, names: dict[str, str]) -> SlotModel:
         restarts=slot.supervisor.restarts,
         run=run,
     )
-
-
-def _names(control: Services) -> dict[str, str]:
-    return {card.digest: card.name for card in control.library.cards()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi import Path as InPath
@@ -15,25 +15,21 @@ from pydantic import Field as FieldOf
 from safelight.assembly.command_run import CommandState
 from safelight.assembly.services import Services
 from safelight.diagnostics.environment import Environment, Environments
+from safelight.errors import RequestError
+from safelight.files.blocks import COMPACT_FORMS, compact_file_name
 from safelight.queue.events import Event
 from safelight.server import bridge
 from safelight.server.apis.native_fields import ModelModel
 from safelight.server.apis.native_models import ModelRoutes
 from safelight.server.problems import RefusedError, documented
 
-Form = Literal["q8_0", "q5_0", "q4_0", "fp8"]
-"""The forms that ``safelight models compact`` writes."""
-
-SHOWN = ("safelight", "torch", "diffusers", "transformers")
-"""The packages whose versions tell environments apart."""
-
 
 class CompactAsked(BaseModel):
-    """The form of the new file."""
+    """``form``: of the new file, one of those that ``safelight models compact`` writes."""
 
     model_config = ConfigDict(extra="forbid")
 
-    form: Form
+    form: str
 
 
 class EarlierModel(BaseModel):
@@ -92,11 +88,13 @@ class VersionRoutes:
 
         The file is written into the folder for downloads. It takes minutes; the event ``compacting`` tells the end.
         """
+        if asked.form not in COMPACT_FORMS:
+            raise RequestError("form", asked.form, f"must be one of {', '.join(COMPACT_FORMS)}")
         card = self._control.catalog.model_card(name)
         settings = self._control.settings
         folder = settings.download_folder or settings.root / "downloads"
         folder.mkdir(parents=True, exist_ok=True)
-        out = folder / f"{card.name}-{asked.form}.{'safetensors' if asked.form == 'fp8' else 'gguf'}"
+        out = folder / compact_file_name(card.name, asked.form)
         about = {"model": card.name, "form": asked.form, "file": out.name}
         arguments = ("models", "compact", card.name, "--form", asked.form, "--out", str(out))
         return self._control.compacting.start(*arguments, about=about)
@@ -130,11 +128,10 @@ class VersionRoutes:
         return self._describe(found, found.name)
 
     def _describe(self, one: Environment, active: str) -> EnvironmentModel:
-        versions: dict[str, Any] = {name: one.versions[name] for name in SHOWN if name in one.versions}
         return EnvironmentModel(
             name=one.name,
             made=one.when,
-            versions=versions,
+            versions=one.shown_versions,
             active=one.name == active,
             running=one.prefix.resolve() == Path(sys.prefix).resolve(),
         )

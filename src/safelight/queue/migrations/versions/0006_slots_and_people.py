@@ -18,3 +18,4 @@ def upgrade() -> None:
         if name not in there:
             op.add_column("jobs", sa.Column(name, sa.String, nullable=False, server_default=""))
     op.execute("CREATE INDEX IF NOT EXISTS jobs_by_person ON jobs (state, person, number)")
+    op.execute("CREATE INDEX IF NOT EXISTS jobs_by_priority ON jobs (state, person, priority DESC, number)")

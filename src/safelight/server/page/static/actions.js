@@ -50,19 +50,20 @@ export async function start() {
 
 async function loadAll() {
   const first = !current().fields;
-  const [fields, families, models, adapters, health, queue, boards, presets, downloads] = await Promise.all([
+  const [fields, families, models, adapters, health, slots, queue, boards, presets, downloads] = await Promise.all([
     first ? api.get("/fields") : current().fields,
     first ? api.get("/families") : current().families,
     api.get("/models"),
     api.get("/adapters"),
     api.get("/health"),
+    api.get("/slots"),
     api.get("/queue", { limit: WAITING_SHOWN }),
     api.get("/boards"),
     api.get("/presets"),
     api.get("/downloads"),
   ]);
   const defaultModel = (models.find((/** @type {any} */ one) => one.is_default) ?? models[0])?.name ?? "";
-  change({ fields, families, models, adapters, health, queue, boards, presets, downloads, defaultModel, online: true });
+  change({ fields, families, models, adapters, health, slots, queue, boards, presets, downloads, defaultModel, online: true });
   if (first) {
     restoreForm();
     change({ asked: JSON.parse(localStorage.getItem(ASKED_KEY) ?? "[]") });
@@ -75,8 +76,8 @@ async function loadAll() {
 }
 
 export async function loadHealth() {
-  const health = await api.get("/health");
-  change({ health });
+  const [health, slots] = await Promise.all([api.get("/health"), api.get("/slots")]);
+  change({ health, slots });
   // No event tells that the worker is ready.
   if (health.worker === "starting") setTimeout(() => loadHealth().catch(report), PROBE_MS);
 }

@@ -118,6 +118,7 @@ change({
   documentation: false,
   dialogs: 0,
   grid: null,
+  slots: [],
   earlier: [],
   compared: "",
   switchHistory: [],

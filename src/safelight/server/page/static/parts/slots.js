@@ -14,7 +14,7 @@ export function Slots() {
   const health = useStore((state) => state.health);
   const running = useStore((state) => state.queue.running);
   /** @type {any[]} */
-  const slots = health?.slots ?? [];
+  const slots = useStore((state) => state.slots);
   return html`<section class="card" aria-label=${t("slots")}>
     <div class="row spread"><h2>${t("slots")}</h2>
       <button type="button" aria-pressed=${health?.paused} onClick=${() => ask(health?.paused ? "/queue/resume" : "/queue/pause")}>${health?.paused ? t("queue_resume") : t("queue_pause")}</button></div>
