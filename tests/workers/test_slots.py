@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.jobs import made_up
@@ -110,18 +111,45 @@ def test_a_job_without_progress_is_taken_from_its_worker(tmp_path: Path) -> None
 
 def test_the_queue_pauses_and_a_slot_drains(queue: Queue) -> None:
     queue.supervisor.script = done
-    queue.dispatcher.paused = True
+    queue.dispatcher.pause(True)
     queue.dispatcher.start()
     jobs = [accept(queue) for _ in range(4)]
     time.sleep(0.3)
     assert queue.database.queued() == 4
     first, second = queue.dispatcher.slots
     assert queue.dispatcher.slot("nobody") is None
-    first.draining = True
-    queue.dispatcher.paused = False
+    queue.dispatcher.drain(first, True)
+    queue.dispatcher.pause(False)
     assert {ended(queue, job).slot for job in jobs} == {"slot:1"}
-    first.draining, second.draining = False, True
+    queue.dispatcher.drain(first, False)
+    queue.dispatcher.drain(second, True)
     assert ended(queue, accept(queue)).slot == "slot:0"
+
+
+def test_a_job_that_arrives_after_a_drain_is_not_given_to_the_slot(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot may be choosing while it is drained; what it chooses then was there before."""
+    queue.supervisor.script = done
+    waiting, choosing, accepted = queue.database.waiting, threading.Event(), threading.Event()
+
+    def slow(limit: int) -> Any:
+        choosing.set()
+        accepted.wait(0.5)
+        return waiting(limit)
+
+    monkeypatch.setattr(queue.database, "waiting", slow)
+    first, second = queue.dispatcher.slots
+    queue.dispatcher.drain(first, True)
+    queue.dispatcher.start()
+    assert choosing.wait(10)
+    queue.dispatcher.drain(second, True)
+    job = accept(queue)
+    accepted.set()
+    time.sleep(0.2)
+    assert queue.database.queued() == 1
+    queue.dispatcher.drain(first, False)
+    assert ended(queue, job).slot == "slot:0"
 
 
 def test_people_take_turns(queue: Queue) -> None:

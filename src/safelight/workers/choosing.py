@@ -37,7 +37,7 @@ class Choosing:
     ``switch_seconds``: predicts the seconds of a switch to each group; without those of which nothing is known.
     ``shares``: who has computed how long.
 
-    The attribute ``slots`` has all slots of the server. While ``paused`` is set, no slot gets a job.
+    The attribute ``slots`` has all slots of the server. While ``paused`` is set, no slot gets a job: see ``pause``.
     """
 
     def __init__(
@@ -78,6 +78,16 @@ class Choosing:
                 slot.runner.announce(job)
                 return job
             return None
+
+    def pause(self, paused: bool) -> None:
+        """Start no more jobs, or start them again. No job that arrives after this call starts."""
+        with self._lock:
+            self.paused = paused
+
+    def drain(self, slot: Slot, draining: bool) -> None:
+        """Give a slot no more jobs, or give it jobs again. It gets no job that arrives after this call."""
+        with self._lock:
+            slot.draining = draining
 
     def note(self, slot: Slot, job: QueuedJob, seconds: float, done: bool) -> None:
         """Correct the person's share by what the job really took, and remember it for predictions.

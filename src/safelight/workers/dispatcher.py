@@ -77,9 +77,14 @@ class Dispatcher:
         """Whether no more jobs start. Running ones go on."""
         return self._choosing.paused
 
-    @paused.setter
-    def paused(self, paused: bool) -> None:
-        self._choosing.paused = paused
+    def pause(self, paused: bool) -> None:
+        """Start no more jobs, or start them again."""
+        self._choosing.pause(paused)
+        self.wake()
+
+    def drain(self, slot: Slot, draining: bool) -> None:
+        """Let a slot finish its job and take no more, or let it take jobs again."""
+        self._choosing.drain(slot, draining)
         self.wake()
 
     def slot(self, name: str) -> Slot | None:

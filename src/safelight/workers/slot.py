@@ -49,7 +49,7 @@ class Trouble:
 class Slot:
     """A device with its worker. A thread of the dispatcher runs its jobs, one after another.
 
-    ``draining``: it takes no more jobs, until this is reset.
+    ``draining``: it takes no more jobs. Set by ``Dispatcher.drain``, never while a slot chooses.
     ``unloaded``: its models were evicted since its last job.
     ``unwritten``: a job that ended, and whose end is not in the database yet.
     ``charged``: the seconds that its running job was predicted to take, which its person's share has.

@@ -52,18 +52,17 @@ class SlotRoutes:
 
     def pause(self) -> None:
         """Start no more jobs. Running jobs go on, and requests are still queued."""
-        self._dispatcher.paused = True
+        self._dispatcher.pause(True)
         self._control.events.tell(Event("worker", ""))
 
     def resume_queue(self) -> None:
         """Start jobs again."""
-        self._dispatcher.paused = False
+        self._dispatcher.pause(False)
         self._control.events.tell(Event("worker", ""))
 
     def _drain(self, name: str, draining: bool) -> SlotModel:
         slot = self._slot(name)
-        slot.draining = draining
-        self._dispatcher.wake()
+        self._dispatcher.drain(slot, draining)
         return self._told(slot)
 
     def _slot(self, name: str) -> Slot:
