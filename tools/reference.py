@@ -20,6 +20,7 @@ from safelight.cli.main import app as command_line
 from safelight.queue.job import FAILURES
 from safelight.server import app as server
 from safelight.server.problems import KINDS, RefusedError
+from safelight.settings import Settings
 
 COMMANDS_HEAD = """# Commands
 
@@ -32,7 +33,7 @@ API_HEAD = """# The HTTP APIs
 
 `make reference` writes this page from `src/safelight/server/apis/`, where each route is declared once. A running server
 describes the same at `/api/v1/openapi.json`, together with the [APIs of installed packages](extending.md#an-api).
-[errors.md](errors.md) says what the statuses of errors mean.
+[errors.md](errors.md) says what the statuses of errors mean, and [people.md](people.md) what roles are.
 """
 
 ERRORS_HEAD = """# Errors
@@ -52,6 +53,14 @@ APIS = {
     "Metrics": ("/metrics",),
 }
 """The sections of the page, each with the start of its paths. AUTOMATIC1111's API has all other paths."""
+
+ROLES = {
+    "open": "Nobody needs to log in for it.",
+    "guest": "Everybody may use it.",
+    "member": "Members and administrators may use it.",
+    "admin": "Only administrators may use it.",
+}
+"""Who may use a route where the server knows people."""
 
 TYPES = {str: "text", int: "whole number", float: "number", Path: "path"}
 JSON_TYPES = {
@@ -156,7 +165,7 @@ def _default(option: Any) -> str:
 def description() -> dict[str, Any]:
     """Return the OpenAPI document of a server without installed packages."""
     # No route reads the services before the first request.
-    whole: dict[str, Any] = server.create(cast("Services", MagicMock())).openapi()
+    whole: dict[str, Any] = server.create(_unopened()).openapi()
     own = tuple(server.APIS)
     whole["paths"] = {path: methods for path, methods in whole["paths"].items() if path.startswith(own)}
     every, used, new = whole["components"]["schemas"], set[str](), _references(whole["paths"])
@@ -165,6 +174,11 @@ def description() -> dict[str, Any]:
         new = {name for found in new for name in _references(every[found])} - used
     whole["components"]["schemas"] = {name: every[name] for name in sorted(used)}
     return whole
+
+
+def _unopened() -> Services:
+    """Return services that do nothing: the routes are described without a server."""
+    return cast("Services", MagicMock(settings=Settings()))
 
 
 def _references(part: Any) -> set[str]:
@@ -222,7 +236,8 @@ def _route(method: str, path: str, operation: Mapping[str, Any], schemas: Mappin
             ]
             yield f"The answer is {status}{' with ' if kinds else ''}{', '.join(kinds)}."
     failures = sorted(status for status in operation["responses"] if int(status) >= 400)
-    yield (f"Errors: {', '.join(failures)}." if failures else "It has no errors of its own.") + "\n"
+    yield f"Errors: {', '.join(failures)}." if failures else "It has no errors of its own."
+    yield ROLES[operation["x-role"]] + "\n"
 
 
 def _fields(schema: Mapping[str, Any]) -> Iterator[str]:

@@ -17,7 +17,10 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "mcp": ("mcp",),
     "preprocess": ("cv2",),
     "samplers": ("torchsde",),
-    "server": ("alembic", "fastapi", "prometheus_client", "python_multipart", "sqlalchemy", "sse_starlette", "uvicorn"),
+    "server": (
+        *("alembic", "argon2", "fastapi", "limits", "prometheus_client", "python_multipart", "sqlalchemy"),
+        *("sse_starlette", "uvicorn"),
+    ),
 }
 """The modules of each extra that ``pyproject.toml`` declares."""
 

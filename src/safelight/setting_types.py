@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,13 @@ def split_words(value: object) -> object:
 def number_to_text(value: object) -> object:
     """Turn a whole number into text."""
     return str(value) if isinstance(value, int) else value
+
+
+def check_root_path(path: str) -> str:
+    """Return a path of a URL. Raises ValueError unless it is empty, or begins with a slash and ends without one."""
+    if path and not re.fullmatch(r"(/[\w.~-]+)+", path):
+        raise ValueError("must begin with a slash and not end with one, such as /safelight")
+    return path
 
 
 def make_absolute(path: Path) -> Path:

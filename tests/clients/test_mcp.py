@@ -124,6 +124,6 @@ def test_a_server_without_the_extra_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     from safelight.server.problems import RefusedError
 
     monkeypatch.setattr(extras, "installed", lambda: ("server",))
-    route = ProtocolRoute(None, None)  # type: ignore[arg-type]
+    route = ProtocolRoute(None)  # type: ignore[arg-type]
     with pytest.raises(RefusedError, match=r"needs the extra mcp: safelight\[mcp\]"):
         asyncio.run(route({}, None, None))  # type: ignore[arg-type]

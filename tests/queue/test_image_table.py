@@ -7,6 +7,7 @@ import random
 import sqlite3
 import threading
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +27,15 @@ from safelight.queue.stored_image import NO_BOARD, ImageChange, ImageFilter, Sto
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> ImageTable:
-    return Database(tmp_path).images
+def database(tmp_path: Path) -> Generator[Database]:
+    made = Database(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def table(database: Database) -> ImageTable:
+    return database.images
 
 
 def made(number: int, **more: object) -> StoredImage:
@@ -100,29 +108,30 @@ def test_tags_can_be_searched_as_soon_as_they_are_there(table: ImageTable) -> No
     assert [one.tags for one in table.get_all(both)] == [("x",), ("good one", "x")]
 
 
-def test_an_image_is_on_one_board_or_on_none(table: ImageTable) -> None:
+def test_an_image_is_on_one_board_or_on_none(database: Database) -> None:
+    table, boards = database.images, database.boards
     table.add_imported([made(n) for n in range(4)])
-    cats, dogs = table.add_board("cats"), table.add_board("Dogs")
+    cats, dogs = boards.add("cats"), boards.add("Dogs")
     table.change([made(1).id, made(2).id], ImageChange(board=cats.id))
     table.change([made(2).id], ImageChange(board=dogs.id, starred=True))
     assert ids(table, board=cats.id) == [1]
     assert ids(table, board=dogs.id, starred=True) == [2]
     assert ids(table, board=NO_BOARD) == [3, 0]
-    assert [(one.name, one.images, one.cover) for one in table.boards()] == [
+    assert [(one.name, one.images, one.cover) for one in boards.all()] == [
         ("cats", 1, made(1).id),
         ("Dogs", 1, made(2).id),
     ]
     with pytest.raises(InputError, match="already a board 'cats'"):
-        table.rename_board(dogs.id, "cats")
-    renamed = table.rename_board(cats.id, "cats and more")
+        boards.change(dogs.id, "cats")
+    renamed = boards.change(cats.id, "cats and more")
     assert renamed is not None
     assert (renamed.name, renamed.images) == ("cats and more", 1)
     with pytest.raises(InputError, match="no board"):
         table.change([made(3).id], ImageChange(board="f" * 32, starred=True))
     assert ids(table, starred=True) == [2]
-    assert table.delete_board(cats.id)
-    assert not table.delete_board(cats.id)
-    assert table.rename_board(cats.id, "x") is None
+    assert boards.delete(cats.id)
+    assert not boards.delete(cats.id)
+    assert boards.change(cats.id, "x") is None
     assert ids(table, board=NO_BOARD) == [3, 1, 0]
 
 
@@ -218,7 +227,8 @@ def test_a_database_without_boards_is_migrated_with_its_images(tmp_path: Path) -
 
 def test_many_threads_tag_move_and_add_boards_at_once(tmp_path: Path) -> None:
     """What one reads, no other changes before it writes."""
-    table = Database(tmp_path).images
+    database = Database(tmp_path)
+    table, boards = database.images, database.boards
     table.add_imported([made(n) for n in range(5)])
     wrong, taken = list[Exception](), list[str]()
 
@@ -226,7 +236,7 @@ def test_many_threads_tag_move_and_add_boards_at_once(tmp_path: Path) -> None:
         for number in range(12):
             try:
                 table.change([made(n).id for n in range(5)], ImageChange(add_tags=(f"t{number}",), starred=True))
-                table.add_board(f"b{number}")
+                boards.add(f"b{number}")
             except InputError as error:
                 taken.append(str(error))
             except Exception as error:  # noqa: BLE001 - any other one is what this test looks for
@@ -239,7 +249,7 @@ def test_many_threads_tag_move_and_add_boards_at_once(tmp_path: Path) -> None:
         thread.join()
     assert wrong == []
     assert all("already a board" in text for text in taken)
-    assert len(table.boards()) == 12
+    assert len(boards.all()) == 12
     assert dict(table.facets().tags) == {f"t{n}": 5 for n in range(12)}
 
 

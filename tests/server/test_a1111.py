@@ -215,10 +215,10 @@ def test_options_that_mean_something_else_are_refused_and_set_nothing(http: http
 
 def test_state_19_who_sets_nothing_takes_nobodys_place() -> None:
     clients = Clients()
-    one = Client("connection 1", "127.0.0.1", named=False)
+    one = Client("connection 1", "127.0.0.1", "", named=False)
     clients.set(one, {"sd_model_checkpoint": "a"})
     for number in range(2, CLIENTS + 10):
-        other = Client(f"connection {number}", "127.0.0.1", named=False)
+        other = Client(f"connection {number}", "127.0.0.1", "", named=False)
         clients.set(other, {})
         assert clients.option(other, "sd_model_checkpoint") == "a"
     assert clients.option(one, "sd_model_checkpoint") == "a"
@@ -307,7 +307,7 @@ def test_automatic_schedules_are_those_of_a1111(sampler: str, scheduler: str | N
 
 def test_state_19_every_option_holds_for_an_address_that_agrees() -> None:
     clients = Clients()
-    first, second, third = (Client(f"connection {n}", "127.0.0.1", named=False) for n in range(3))
+    first, second, third = (Client(f"connection {n}", "127.0.0.1", "", named=False) for n in range(3))
     clients.set(first, {"sd_vae": "x", "CLIP_stop_at_last_layers": 2})
     assert (clients.option(second, "sd_vae"), clients.option(second, "CLIP_stop_at_last_layers")) == ("x", 2)
     clients.set(third, {"sd_vae": "y"})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from safelight.queue.events import Event, Events
+from safelight.queue.person import LOCAL
 from safelight.server import event_stream
 from safelight.server.apis import native_jobs
 
@@ -44,7 +45,7 @@ def test_comments_show_that_the_connection_is_alive_and_a_closed_one_is_not_list
             if b"memory" in message.get("body", b""):
                 left.set()
 
-        answer = await native_jobs.JobRoutes(control).events()
+        answer = await native_jobs.JobRoutes(control).events(LOCAL)
         await answer({"type": "http", "method": "GET"}, receive, send)
 
     asyncio.run(asyncio.wait_for(client(), 10))

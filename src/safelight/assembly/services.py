@@ -29,6 +29,7 @@ from safelight.queue.events import Event, Events
 from safelight.queue.image_files import Gallery
 from safelight.queue.image_store import ImageStore
 from safelight.queue.order import OvertakeLimits
+from safelight.queue.shares import Shares
 from safelight.queue.timings import Timings, known
 from safelight.request.job import Job
 from safelight.request.schema import Request
@@ -170,7 +171,12 @@ def _open_dispatcher(
         return {model.digest: each for model, each in seconds if each is not None}
 
     limits = OvertakeLimits(settings.queue_overtakes, settings.queue_delay_seconds, settings.queue_lead_seconds)
-    choosing = Choosing(database, limits, switch_seconds)
+
+    def weight(name: str) -> float:
+        person = database.people.get(name)
+        return 1.0 if person is None else person.weight
+
+    choosing = Choosing(database, limits, switch_seconds, Shares(weight))
 
     def open_slot(plan: SlotPlan) -> Slot:
         supervisor = Supervisor(WORKER, plan.settings, settings.spare_worker, plan.environment)

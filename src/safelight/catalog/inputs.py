@@ -34,7 +34,7 @@ REMOVED_EXPLANATION = "Safelight removes images that no waiting job and no store
 
 SEND_AGAIN = "Send the input image again."
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """The supported formats. Pillow reads many more, but runs other programs for some of them."""
 
@@ -161,7 +161,7 @@ class Inputs:
         ``value``: a digest, ``data:image/…;base64,…``, or a path if ``by_path``.
         Raises RequestError for a value that is not an image, and for a digest whose image is gone.
         """
-        if _DIGEST.fullmatch(value):
+        if DIGEST.fullmatch(value):
             if not self._restore_and_touch(value):
                 raise RequestError(field, value, f"this image is gone: {REMOVED_EXPLANATION}")
             return value
@@ -197,7 +197,7 @@ class Inputs:
 
     def stored_digest(self, digest: str) -> str:
         """Return the digest if its image is stored, "" otherwise."""
-        return digest if _DIGEST.fullmatch(digest) and self._restore_and_touch(digest) else ""
+        return digest if DIGEST.fullmatch(digest) and self._restore_and_touch(digest) else ""
 
     def _restore_and_touch(self, digest: str) -> bool:
         """Return whether an image is stored. Moves it out of the trash if needed.
@@ -223,7 +223,7 @@ class Inputs:
         gone: list[str] = []
         now = time.time()
         for path in self._folder.glob("*.png"):
-            if path.stem not in in_use and _DIGEST.fullmatch(path.stem) and now - path.stat().st_mtime > YOUNG_SECONDS:
+            if path.stem not in in_use and DIGEST.fullmatch(path.stem) and now - path.stat().st_mtime > YOUNG_SECONDS:
                 self._trash.mkdir(parents=True, exist_ok=True)
                 os.utime(path, (now, now))
                 os.replace(path, self._trash / path.name)

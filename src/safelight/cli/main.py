@@ -31,6 +31,7 @@ from safelight.cli import (
     show,
     top,
     upgrade,
+    users,
 )
 from safelight.cli.common import Commands, GlobalOptions
 from safelight.errors import ANSWERS, Cancelled, SafelightError, answer_to
@@ -50,6 +51,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(config.app, name="config")
+app.add_typer(users.app, name="users")
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("remake", epilog=remake.EXAMPLES)(remake.remake)
 app.command("demo", epilog="Example: `safelight demo --out out/demo`")(demo.demo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +56,7 @@ def mcp(
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     with _server(settings, server) as url:
 
-        def connect() -> httpx.AsyncClient:
+        def connect(_: Mapping[str, str] | None) -> httpx.AsyncClient:
             return httpx.AsyncClient(base_url=url, headers=headers, timeout=300.0, trust_env=False)
 
         make_server(connect, paths=True).run()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import signal
 import socket
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from safelight import extras, logs
 from safelight.cli.common import RootOption, loaded
 from safelight.errors import InputError
+
+if TYPE_CHECKING:
+    from safelight.assembly.services import Services
 
 EXAMPLES = "Example: `safelight serve`, then http://127.0.0.1:9090 in the browser"
 
@@ -31,10 +34,6 @@ def serve(
     extras.require("server", "`safelight serve`")
     sources = loaded(context, root, host=host, port=port, api_key=api_key)
     settings = sources.settings
-    from safelight.server.auth import is_loopback
-
-    if not is_loopback(settings.host) and settings.api_key is None:
-        raise InputError(f"--host {settings.host}: other machines can reach this address, so it requires --api-key KEY")
     bound = _listening_socket(settings.host, settings.port)
 
     import uvicorn
@@ -47,8 +46,13 @@ def serve(
 
     logs.to_stderr(settings.log_format)
     control = open_services(settings, sources)
+    try:
+        _check_protection(control)
+    except BaseException:
+        control.stop()
+        raise
     application = app.create(control)
-    routes.mount(application)
+    routes.mount(application, settings.root_path)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     typer.echo(f"Safelight is at http://{name}:{bound.getsockname()[1]} (Ctrl-C stops it)")
     config = uvicorn.Config(
@@ -58,6 +62,7 @@ def serve(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=5,
         server_header=False,
+        forwarded_allow_ips=list(settings.forwarded_allow_ips),
     )
     server = uvicorn.Server(config)
 
@@ -71,6 +76,21 @@ def serve(
         signal.signal(number, stop)
     with announced(settings.root, settings.host, bound.getsockname()[1]):
         server.run(sockets=[bound])
+
+
+def _check_protection(control: Services) -> None:
+    """Raise InputError if other machines could use the server without a key or a person, or if it has both."""
+    from safelight.server.auth import is_loopback
+
+    settings, people = control.settings, control.database.people.any()
+    if people and settings.api_key is not None:
+        problem = "this server knows people, who have keys of their own; remove the setting api_key"
+        raise InputError(f"api_key: {problem} (`safelight users list` names the people)")
+    if not is_loopback(settings.host) and not people and settings.api_key is None:
+        raise InputError(
+            f"--host {settings.host}: other machines can reach this address, so it requires --api-key KEY, or people "
+            "(`safelight users add NAME --role admin`)"
+        )
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:

@@ -12,10 +12,15 @@ from typing import Any, cast
 from sqlalchemy import func, select, text, update
 
 from safelight.errors import RequestError, SafelightError
+from safelight.queue.audit_table import AuditTable
+from safelight.queue.board_table import BoardTable
 from safelight.queue.database_file import DatabaseFile
 from safelight.queue.image_table import ImageTable
+from safelight.queue.input_owner_table import InputOwnerTable
 from safelight.queue.job import ATTEMPTS, Failure, QueuedJob, State
 from safelight.queue.order import Waiting
+from safelight.queue.people_table import PeopleTable
+from safelight.queue.person import LOCAL, Person
 from safelight.queue.preset_table import PresetTable
 from safelight.queue.stored_image import StoredImage
 from safelight.queue.tables import JobRow
@@ -27,7 +32,7 @@ from safelight.request.stored import read_request
 class Database:
     """The jobs and images of the server whose database is in ``folder``.
 
-    ``images``, ``presets``: the images, and the requests that people saved.
+    ``images``, ``boards``, ``presets``, ``people``, ``audit``, ``input_owners``: its other tables.
     ``migrate``: see :class:`DatabaseFile`.
     Raises the errors of :class:`DatabaseFile`.
     """
@@ -35,7 +40,11 @@ class Database:
     def __init__(self, folder: Path, *, migrate: bool = True) -> None:
         self._file = DatabaseFile(folder, migrate=migrate)
         self.images = ImageTable(self._file)
+        self.boards = BoardTable(self._file)
         self.presets = PresetTable(self._file)
+        self.people = PeopleTable(self._file)
+        self.audit = AuditTable(self._file)
+        self.input_owners = InputOwnerTable(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -72,13 +81,21 @@ class Database:
             row = session.scalar(select(JobRow).where(JobRow.id == job_id))
             return _job(row) if row is not None else None
 
-    def jobs(self, states: Sequence[State] = (), limit: int = 100, before: int | None = None) -> list[QueuedJob]:
-        """Return the newest jobs first; ``before``: only jobs with a smaller number than this one."""
+    def jobs(
+        self, states: Sequence[State] = (), limit: int = 100, before: int | None = None, person: Person = LOCAL
+    ) -> list[QueuedJob]:
+        """Return the newest jobs first.
+
+        ``before``: only jobs with a smaller number than this one.
+        ``person``: only jobs that this person sees.
+        """
         query = select(JobRow).order_by(JobRow.number.desc()).limit(limit)
         if states:
             query = query.where(JobRow.state.in_(states))
         if before is not None:
             query = query.where(JobRow.number < before)
+        if not person.sees_all:
+            query = query.where(JobRow.person == person.name)
         with self._file.session() as session:
             return [_job(row) for row in session.scalars(query)]
 
@@ -87,10 +104,13 @@ class Database:
         with self._file.session() as session:
             return {row.id: _job(row) for row in session.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
 
-    def queued(self) -> int:
-        """Return the number of jobs that wait."""
+    def queued(self, person: str | None = None) -> int:
+        """Return the number of jobs that wait; ``person``: only this person's."""
+        query = select(func.count()).where(JobRow.state == "queued")
+        if person is not None:
+            query = query.where(JobRow.person == person)
         with self._file.session() as session:
-            return session.scalars(select(func.count()).where(JobRow.state == "queued")).one()
+            return session.scalars(query).one()
 
     def counts(self) -> dict[str, int]:
         """Return the number of jobs in each state."""

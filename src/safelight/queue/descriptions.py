@@ -17,7 +17,7 @@ def tell_job(job_id: str, database: Database, events: Events) -> None:
     """Tell the listeners the present state of a job."""
     job = database.job(job_id)
     if job is not None:
-        events.tell(Event("job", job_id, job_to_dict(job)))
+        events.tell(Event("job", job_id, job_to_dict(job), job.person))
 
 
 def progress_to_dict(progress: Progress) -> dict[str, Any]:
@@ -73,6 +73,7 @@ def image_to_dict(image: StoredImage) -> dict[str, Any]:
         "tags": list(image.tags),
         "trashed": image.trashed,
         "same": image.same,
+        "person": image.person,
         "marks": [str(mark) for mark in image.metadata.get("marks", ())],
         "metadata": dict(image.metadata),
         "file_name": Path(image.file).name,

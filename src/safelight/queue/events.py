@@ -26,11 +26,17 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event. ``job``: the job's identifier, empty if the event concerns no job. ``data``: plain values."""
+    """One event.
+
+    ``job``: the job's identifier, empty if the event concerns no job.
+    ``data``: plain values.
+    ``person``: whose job or image it is; None if it concerns everyone.
+    """
 
     kind: Kind
     job: str
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    person: str | None = None
 
 
 Listener = Callable[[Event], None]

@@ -107,6 +107,10 @@ class Gallery:
         """Return the path of an image's file."""
         return self._images / image.file
 
+    def size(self, file: str) -> int:
+        """Return the size of an image's file, in bytes. ``file``: its path below the folder of images."""
+        return (self._images / file).stat().st_size
+
     def thumbnail(self, image_id: str) -> Path:
         """Return the path of an image's thumbnail. That of an imported image exists once it was made."""
         return self._thumbnails / f"{image_id}.webp"

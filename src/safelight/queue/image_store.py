@@ -12,6 +12,7 @@ from safelight.queue.descriptions import image_to_dict
 from safelight.queue.events import Event, Events
 from safelight.queue.image_files import Gallery
 from safelight.queue.job import QueuedJob
+from safelight.queue.person import LOCAL, Person
 from safelight.queue.stored_image import ImageChange, StoredImage
 from safelight.request.results import Image
 
@@ -30,11 +31,13 @@ class ImageStore:
         """Store an image of a running job; do nothing if the job no longer runs. ``slot``: where it was made."""
         image_id = uuid.uuid4().hex
         request = image.metadata.get("request", {})
+        file = self._gallery.put(image, image_id)
         stored = StoredImage(
             id=image_id,
             job=job.id,
             place=index,
-            file=self._gallery.put(image, image_id),
+            file=file,
+            bytes=self._gallery.size(file),
             width=image.width,
             height=image.height,
             seed=image.seed,
@@ -51,6 +54,7 @@ class ImageStore:
                     **({"slot": slot} if slot else {}),
                 },
             },
+            person=job.person,
             prompt=str(request.get("prompt", "")),
             negative=str(request.get("negative", "")),
             loras=tuple(str(one["name"]) for one in request.get("loras", ())),
@@ -64,21 +68,21 @@ class ImageStore:
             else:
                 self._gallery.remove(stored)
         if added:
-            self._events.tell(Event("image", job.id, image_to_dict(stored)))
+            self._events.tell(Event("image", job.id, image_to_dict(stored), job.person))
 
-    def change(self, ids: Sequence[str], change: ImageChange) -> list[str]:
-        """See :meth:`ImageTable.change`."""
-        changed = self._database.images.change(ids, change)
+    def change(self, ids: Sequence[str], change: ImageChange, person: Person = LOCAL) -> list[str]:
+        """See :meth:`ImageTable.change`. ``person``: who asks."""
+        changed = self._database.images.seen_by(person).change(ids, change)
         if changed:
             self._events.tell(Event("images", "", {"ids": changed}))
         return changed
 
-    def delete(self, ids: Sequence[str]) -> list[str]:
-        """Delete images and their files permanently. Returns the identifiers of the deleted images."""
-        images = self._database.images.get_all(ids)
+    def delete(self, ids: Sequence[str], person: Person = LOCAL) -> list[str]:
+        """Delete a person's images and their files permanently. Returns the identifiers of the deleted images."""
+        images = self._database.images.seen_by(person).own(ids)
         # If the server is killed meanwhile, its next start removes the files of deleted rows.
         self._gallery.mark(images)
-        self._database.images.delete(ids)
+        self._database.images.delete([image.id for image in images])
         for image in images:
             self._gallery.remove(image)
         deleted = [image.id for image in images]

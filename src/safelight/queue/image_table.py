@@ -1,4 +1,4 @@
-"""The images of a server in its database: lists, search, boards, stars, tags and the trash.
+"""The images of a server in its database: lists, search, stars, tags and the trash.
 
 Several threads may use it; each method is one transaction.
 """
@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, text, true, update
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError
 from safelight.queue.database_file import DatabaseFile
+from safelight.queue.person import LOCAL, Person
 from safelight.queue.search_text import search_expression, searchable
-from safelight.queue.stored_image import NO_BOARD, Board, Facets, ImageChange, ImageFilter, ImagePage, StoredImage
+from safelight.queue.stored_image import NO_BOARD, Facets, ImageChange, ImageFilter, ImagePage, StoredImage
 from safelight.queue.tables import BoardRow, ImageLoraRow, ImageRow, ImageTagRow
 
 AT_ONCE = 500
@@ -29,10 +29,20 @@ ALL = ImageFilter()
 
 
 class ImageTable:
-    """The images in a database."""
+    """The images that a person sees: their own, and those on boards that others share. Only its owner changes an image.
 
-    def __init__(self, file: DatabaseFile) -> None:
-        self._file = file
+    ``person``: whose view this is. An administrator sees and changes all images.
+    """
+
+    def __init__(self, file: DatabaseFile, person: Person = LOCAL) -> None:
+        self._file, self._person = file, person
+        self._own: ColumnElement[bool] = true() if person.sees_all else ImageRow.person == person.name
+        shared = select(BoardRow.id).where(BoardRow.shared)
+        self._visible = true() if person.sees_all else or_(self._own, ImageRow.board.in_(shared))
+
+    def seen_by(self, person: Person) -> ImageTable:
+        """Return the images as a person sees them."""
+        return ImageTable(self._file, person)
 
     def insert(self, session: Session, image: StoredImage) -> None:
         """Add an image within a transaction. The caller writes the image's file first."""
@@ -76,13 +86,14 @@ class ImageTable:
         found: dict[str, StoredImage] = {}
         with self._file.session() as session:
             for part in _parts(ids):
-                for image in _read(session, select(ImageRow).where(ImageRow.id.in_(part))):
+                for image in _read(session, select(ImageRow).where(ImageRow.id.in_(part), self._visible)):
                     found[image.id] = image
         return [found[one] for one in dict.fromkeys(ids) if one in found]
 
     def of_job(self, job_id: str) -> list[StoredImage]:
         """Return the images of a job in their order, without those in the trash."""
-        query = select(ImageRow).where(ImageRow.job == job_id, ImageRow.trashed.is_(None)).order_by(ImageRow.place)
+        query = select(ImageRow).where(ImageRow.job == job_id, ImageRow.trashed.is_(None), self._visible)
+        query = query.order_by(ImageRow.place)
         with self._file.session() as session:
             return _read(session, query)
 
@@ -92,7 +103,7 @@ class ImageTable:
         ``cursor``: that of an earlier page. Images that are added or removed meanwhile neither skip nor repeat others.
         Raises InputError for a cursor that no page had.
         """
-        query = _filtered(select(ImageRow), wanted)
+        query = self._filtered(select(ImageRow), wanted)
         if cursor:
             created, number = _read_cursor(cursor)
             query = query.where(
@@ -109,13 +120,19 @@ class ImageTable:
     def count(self, wanted: ImageFilter = ALL) -> int:
         """Return how many images a filter lets through."""
         with self._file.session() as session:
-            return session.scalars(_filtered(select(func.count()).select_from(ImageRow), wanted)).one()
+            return session.scalars(self._filtered(select(func.count()).select_from(ImageRow), wanted)).one()
 
     def ids(self, wanted: ImageFilter) -> list[str]:
         """Return the identifiers of all images that a filter lets through, the newest first."""
-        query = _filtered(select(ImageRow.id), wanted).order_by(ImageRow.created.desc(), ImageRow.number.desc())
+        query = self._filtered(select(ImageRow.id), wanted)
+        query = query.order_by(ImageRow.created.desc(), ImageRow.number.desc())
         with self._file.session() as session:
             return list(session.scalars(query))
+
+    def bytes_of(self, person: str) -> int:
+        """Return the size of the files of a person's images, also of those in the trash, in bytes."""
+        with self._file.session() as session:
+            return session.scalars(select(func.sum(ImageRow.bytes)).where(ImageRow.person == person)).one() or 0
 
     def facets(self) -> Facets:
         """Return the values by which images can be filtered."""
@@ -130,17 +147,19 @@ class ImageTable:
         with self._file.session() as session:
             found: dict[str, dict[str, int]] = {}
             for name, column in (("models", ImageRow.model), ("programs", ImageRow.program)):
-                query = select(column, func.count()).where(shown).group_by(column)
+                query = select(column, func.count()).where(shown, self._visible).group_by(column)
                 found[name] = _counts(session.execute(query).tuples())
             for name, (column, image) in of_image.items():
                 query = select(column, func.count()).where(image.not_in(in_trash)).group_by(column)
+                if not self._person.sees_all:
+                    query = query.where(image.in_(select(ImageRow.number).where(self._visible)))
                 found[name] = _counts(session.execute(query).tuples())
         return Facets(**found)
 
     def change(self, ids: Sequence[str], change: ImageChange) -> list[str]:
-        """Change all of these images, or none. Returns the identifiers of the images that exist, in the given order.
+        """Change all of these images, or none. Returns the identifiers of the person's images, in the given order.
 
-        Raises InputError if the board does not exist.
+        Raises InputError if the person has no such board.
         """
         values: dict[str, Any] = {}
         if change.starred is not None:
@@ -149,10 +168,12 @@ class ImageTable:
             values["board"] = None if change.board == NO_BOARD else change.board
         found: set[str] = set()
         with self._file.writing() as session:
-            if values.get("board") and session.get(BoardRow, values["board"]) is None:
-                raise InputError(f"there is no board {change.board}")
+            if values.get("board"):
+                board = session.get(BoardRow, values["board"])
+                if board is None or not self._person.owns(board.person):
+                    raise InputError(f"there is no board {change.board}")
             for part in _parts(ids):
-                rows = select(ImageRow.number, ImageRow.id).where(ImageRow.id.in_(part))
+                rows = select(ImageRow.number, ImageRow.id).where(ImageRow.id.in_(part), self._own)
                 numbers = dict(list(session.execute(rows).tuples()))
                 found.update(numbers.values())
                 here = ImageRow.number.in_(numbers)
@@ -172,11 +193,15 @@ class ImageTable:
         with self._file.writing() as session:
             session.execute(update(ImageRow).where(ImageRow.id == image_id).values(same=same))
 
+    def own(self, ids: Sequence[str]) -> list[StoredImage]:
+        """Return those of these images that the person may change."""
+        return [image for image in self.get_all(ids) if self._person.owns(image.person)]
+
     def delete(self, ids: Sequence[str]) -> None:
         """Delete the rows of images, not their files."""
         with self._file.writing() as session:
             for part in _parts(ids):
-                numbers = list(session.scalars(select(ImageRow.number).where(ImageRow.id.in_(part))))
+                numbers = list(session.scalars(select(ImageRow.number).where(ImageRow.id.in_(part), self._own)))
                 for table in (ImageTagRow, ImageLoraRow):
                     session.execute(delete(table).where(table.image.in_(numbers)))
                 session.execute(text(f"DELETE FROM image_texts WHERE rowid IN ({','.join(map(str, numbers))})"))
@@ -192,44 +217,13 @@ class ImageTable:
         with self._file.session() as session:
             return set(session.scalars(select(ImageRow.file)))
 
-    def boards(self) -> list[Board]:
-        """Return all boards by name."""
-        with self._file.session() as session:
-            return _boards(session)
-
-    def add_board(self, name: str) -> Board:
-        """Add a board. Raises InputError if there is one with this name."""
-        with self._file.writing() as session:
-            _require_free_name(session, name)
-            row = BoardRow(id=uuid.uuid4().hex, name=name, created=time.time())
-            session.add(row)
-            return Board(row.id, row.name, row.created)
-
-    def rename_board(self, board_id: str, name: str) -> Board | None:
-        """Rename a board. Returns None if there is no such board. Raises InputError for the name of another one."""
-        with self._file.writing() as session:
-            row = session.get(BoardRow, board_id)
-            if row is None:
-                return None
-            if row.name != name:
-                _require_free_name(session, name)
-            row.name = name
-            session.flush()
-            return next(board for board in _boards(session) if board.id == board_id)
-
-    def delete_board(self, board_id: str) -> bool:
-        """Delete a board. Its images stay, on no board. Returns whether it existed."""
-        with self._file.writing() as session:
-            row = session.get(BoardRow, board_id)
-            if row is not None:
-                session.execute(update(ImageRow).where(ImageRow.board == board_id).values(board=None))
-                session.delete(row)
-            return row is not None
+    def _filtered(self, query: Select[Any], wanted: ImageFilter) -> Select[Any]:
+        return _filtered(query.where(self._visible), wanted)
 
 
 _COLUMNS = (
     *("id", "place", "file", "width", "height", "seed", "model", "model_digest", "pixels_sha256", "created"),
-    *("prompt", "negative", "program", "imported", "starred", "trashed", "same"),
+    *("prompt", "negative", "program", "imported", "starred", "trashed", "same", "person", "bytes"),
 )
 """Columns whose values are those of :class:`StoredImage`."""
 
@@ -260,6 +254,7 @@ def _filtered(query: Select[Any], wanted: ImageFilter) -> Select[Any]:
         ImageRow.program: wanted.program or None,
         ImageRow.seed: wanted.seed,
         ImageRow.starred: wanted.starred,
+        ImageRow.person: wanted.person,
     }
     for column, value in exact.items():
         if value is not None:
@@ -346,21 +341,3 @@ def _index_text(session: Session, row: ImageRow) -> None:
             "file": searchable(file),
         },
     )
-
-
-def _boards(session: Session) -> list[Board]:
-    newest = (
-        select(ImageRow.id)
-        .where(ImageRow.board == BoardRow.id, ImageRow.trashed.is_(None))
-        .order_by(ImageRow.created.desc(), ImageRow.number.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    count = select(func.count()).where(ImageRow.board == BoardRow.id, ImageRow.trashed.is_(None)).scalar_subquery()
-    query = select(BoardRow.id, BoardRow.name, BoardRow.created, count, newest).order_by(func.lower(BoardRow.name))
-    return [Board(*row[:4], cover=row[4] or "") for row in session.execute(query).tuples()]
-
-
-def _require_free_name(session: Session, name: str) -> None:
-    if session.scalar(select(BoardRow.id).where(BoardRow.name == name)):
-        raise InputError(f"there is already a board {name!r}")

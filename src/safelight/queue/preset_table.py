@@ -8,30 +8,35 @@ from typing import Any
 from sqlalchemy import func, select
 
 from safelight.queue.database_file import DatabaseFile
+from safelight.queue.person import LOCAL, Person
 from safelight.queue.tables import PresetRow
 
 
 class PresetTable:
-    """The presets in a database. Each method is one transaction."""
+    """The presets of one person. Each method is one transaction."""
 
-    def __init__(self, file: DatabaseFile) -> None:
-        self._file = file
+    def __init__(self, file: DatabaseFile, person: Person = LOCAL) -> None:
+        self._file, self._person = file, person
+
+    def of(self, person: Person) -> PresetTable:
+        """Return the presets of a person."""
+        return PresetTable(self._file, person)
 
     def all(self) -> dict[str, dict[str, Any]]:
         """Return the fields of each preset, by name."""
+        query = select(PresetRow).where(PresetRow.person == self._person.name).order_by(func.lower(PresetRow.name))
         with self._file.session() as session:
-            rows = session.scalars(select(PresetRow).order_by(func.lower(PresetRow.name)))
-            return {row.name: dict(row.fields) for row in rows}
+            return {row.name: dict(row.fields) for row in session.scalars(query)}
 
     def store(self, name: str, fields: Mapping[str, Any]) -> None:
         """Store a preset, in place of one with this name."""
         with self._file.writing() as session:
-            session.merge(PresetRow(name=name, fields=dict(fields)))
+            session.merge(PresetRow(person=self._person.name, name=name, fields=dict(fields)))
 
     def delete(self, name: str) -> bool:
         """Delete a preset. Returns whether it existed."""
         with self._file.writing() as session:
-            row = session.get(PresetRow, name)
+            row = session.get(PresetRow, (self._person.name, name))
             if row is not None:
                 session.delete(row)
             return row is not None

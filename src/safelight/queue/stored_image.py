@@ -26,6 +26,8 @@ class StoredImage:
     ``board``: the identifier of its board, "" if it is on none.
     ``trashed``: when it was moved to the trash, in seconds since 1970; None if it is not there.
     ``same``: whether a fresh process made the same pixels; None if nobody has asked.
+    ``person``: whose it is; "" if the server knew no people.
+    ``bytes``: the size of its file; 0 for an imported image.
     """
 
     id: str
@@ -50,15 +52,23 @@ class StoredImage:
     tags: tuple[str, ...] = ()
     trashed: float | None = None
     same: bool | None = None
+    person: str = ""
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A board. ``images``: how many images it has, without those in the trash. ``cover``: its newest image, or ""."""
+    """A board.
+
+    ``person``: its owner. ``shared``: whether others see it and its images.
+    ``images``: how many images it has, without those in the trash. ``cover``: its newest image, or "".
+    """
 
     id: str
     name: str
     created: float
+    person: str = ""
+    shared: bool = False
     images: int = 0
     cover: str = ""
 
@@ -71,6 +81,7 @@ class ImageFilter:
     ``board``: the identifier of a board, or :data:`NO_BOARD`.
     ``after``, ``before``: in seconds since 1970; ``before`` is not part of the range.
     ``trashed``: only images in the trash, in place of all others.
+    ``person``: only images of this person.
     """
 
     search: str = ""
@@ -84,6 +95,7 @@ class ImageFilter:
     after: float | None = None
     before: float | None = None
     trashed: bool = False
+    person: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

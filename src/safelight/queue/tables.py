@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -77,18 +77,23 @@ class ImageRow(Table):
     board: Mapped[str | None] = mapped_column(ForeignKey("boards.id"))
     trashed: Mapped[float | None]
     same: Mapped[bool | None]
+    person: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
     # SQLAlchemy reserves the attribute name ``metadata``.
     image_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
 
 
 class BoardRow(Table):
-    """A board of images. ``created``: in seconds since 1970."""
+    """A board of images; its columns are the fields of :class:`safelight.queue.stored_image.Board`."""
 
     __tablename__ = "boards"
+    __table_args__ = (UniqueConstraint("person", "name"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
     created: Mapped[float]
+    person: Mapped[str]
+    shared: Mapped[bool]
 
 
 class ImageLoraRow(Table):
@@ -114,5 +119,65 @@ class PresetRow(Table):
 
     __tablename__ = "presets"
 
+    person: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     fields: Mapped[dict[str, Any]]
+
+
+class PersonRow(Table):
+    """A person: see :class:`safelight.queue.person.Person`. ``password``: the Argon2 hash of their password."""
+
+    __tablename__ = "people"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    role: Mapped[str]
+    password: Mapped[str]
+    weight: Mapped[float]
+    created: Mapped[float]
+
+
+class PersonKeyRow(Table):
+    """An API key. ``name``: what it is for. ``digest``: the SHA-256 of the key. ``used``: when it was used last."""
+
+    __tablename__ = "person_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    person: Mapped[str] = mapped_column(ForeignKey("people.name"))
+    name: Mapped[str]
+    digest: Mapped[str] = mapped_column(unique=True)
+    created: Mapped[float]
+    used: Mapped[float | None]
+
+
+class PersonSessionRow(Table):
+    """A browser in which somebody has logged in. ``digest``: the SHA-256 of its token."""
+
+    __tablename__ = "person_sessions"
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    person: Mapped[str] = mapped_column(ForeignKey("people.name"))
+    created: Mapped[float]
+    expires: Mapped[float]
+
+
+class AuditRow(Table):
+    """What somebody changed. Its columns are the fields of :class:`safelight.queue.audit_table.AuditEntry`."""
+
+    __tablename__ = "audit"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[float]
+    person: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[str]
+
+
+class InputOwnerRow(Table):
+    """A person has sent an input image. ``digest``: of its content."""
+
+    __tablename__ = "input_owners"
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    person: Mapped[str] = mapped_column(primary_key=True)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection
-from starlette.routing import Match, Mount
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safelight.assembly.services import Services
 from safelight.logs import Log
-from safelight.server import auth, bridge, mcp_route, problems
+from safelight.server import access, bridge, mcp_route, problems, rights
 from safelight.server.apis import a1111, added, native, openai
+from safelight.server.gate import Gate
 from safelight.server.metrics import Metrics
 from safelight.server.problems import Problem
+from safelight.server.sub_path import SubPath
 from safelight.version import VERSION
 
 _log = Log(__name__)
@@ -56,8 +54,11 @@ def create(control: Services) -> FastAPI:
     for router in more:
         app.include_router(router)
     app.state.apis = (*APIS, *(router.prefix for router in more))
-    protocol = mcp_route.add_to(app, control)
-    app.add_middleware(_Gate, control=control)
+    protocol = mcp_route.add_to(app)
+    app.state.access = access.Access(control.settings, control.database)
+    app.add_middleware(Gate, control=control, access=app.state.access)
+    if control.settings.root_path:
+        app.add_middleware(SubPath, root_path=control.settings.root_path)
     if control.settings.allow_origins:
         # It answers the browser's question before a request, which has no key, so it comes before the gate.
         app.add_middleware(
@@ -77,6 +78,9 @@ def create(control: Services) -> FastAPI:
                 "basic": {"type": "http", "scheme": "basic"},
             }
             schema["security"] = [{}, {"bearer": []}, {"basic": []}]
+            for path, operations in schema["paths"].items():
+                for method, operation in operations.items():
+                    operation["x-role"] = rights.rule_of(method.upper(), path).role or "open"
             app.openapi_schema = schema
         return app.openapi_schema
 
@@ -84,93 +88,8 @@ def create(control: Services) -> FastAPI:
     return app
 
 
-def _unknown(scope: Scope) -> tuple[int, Problem] | None:
-    """Return the error for a path below an API that has no route, or none with this method.
-
-    Without this check the framework would answer such a request in a form of its own.
-    """
-    path: str = scope["path"]
-    if not any(path == api or path.startswith(f"{api}/") for api in scope["app"].state.apis):
-        return None
-    # Mounted parts match every path below them.
-    found = {route.matches(scope)[0] for route in scope["app"].routes if not isinstance(route, Mount)}
-    if Match.FULL in found:
-        return None
-    if Match.PARTIAL in found:
-        return 405, Problem(error="method_not_allowed", message=f"{path} does not support {scope.get('method')}")
-    return 404, Problem(error="not_found", message=f"there is no {path}")
-
-
 APIS = ("/api", "/v1", "/sdapi", "/controlnet", "/internal", "/mcp", "/docs", "/redoc", "/openapi.json", "/metrics")
 """Paths of the built-in APIs; the page has no path below them."""
 
 PAGE = "/page"
 """The path of the page's own files."""
-
-
-def _is_html(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in headers)
-
-
-class _Gate:
-    """The access check, which comes before all routes: pages of other sites, the API key, and the size of the body."""
-
-    def __init__(self, app: ASGIApp, control: Services) -> None:
-        self._app = app
-        key = control.settings.api_key
-        self._key = key.get_secret_value() if key is not None else None
-        self._sessions = auth.Sessions(control.settings.root, self._key) if self._key is not None else None
-        self._max_bytes = control.settings.max_body_bytes
-        self._origins = control.settings.allow_origins
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-        connection = HTTPConnection(scope)
-        refusal = self._refuse(connection) or _unknown(scope)
-        if refusal is not None:
-            status, problem = refusal
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008, "reason": problem.message[:100]})
-                return
-            headers = {"WWW-Authenticate": "Basic"} if status == 401 else None
-            await problems.answer(connection.url.path, status, problem, headers)(scope, receive, send)
-            return
-        received = 0
-
-        async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._max_bytes:
-                    # FastAPI passes this exception on; it would report any other as an unreadable body.
-                    raise HTTPException(413, self._too_large().message)
-            return message
-
-        async def send_with_cookie(message: Message) -> None:
-            starts = message["type"] == "http.response.start"
-            if self._sessions is not None and starts and _is_html(message["headers"]):
-                # A browser does not send the key with the page's own requests and websocket, but it sends the cookie.
-                cookie = f"{auth.COOKIE}={self._sessions.token()}; HttpOnly; SameSite=Strict; Path=/"
-                cookie += f"; Max-Age={auth.SESSION_SECONDS}" + ("; Secure" if auth.secure(connection) else "")
-                message["headers"] = [*message["headers"], (b"set-cookie", cookie.encode())]
-            await send(message)
-
-        await self._app(scope, receive_limited, send_with_cookie)
-
-    def _refuse(self, connection: HTTPConnection) -> tuple[int, Problem] | None:
-        foreign = auth.from_elsewhere(connection, self._key, self._origins)
-        if foreign is not None:
-            return 403, Problem(error="forbidden", message=foreign)
-        if not auth.allowed(connection, self._key, self._sessions):
-            message = "this server needs its API key, as a bearer token or as the password of basic authentication"
-            return 401, Problem(error="unauthorized", message=message)
-        length = connection.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._max_bytes:
-            return 413, self._too_large()
-        return None
-
-    def _too_large(self) -> Problem:
-        return Problem(error="too_large", message=f"the body may have at most {self._max_bytes} bytes (max_body_bytes)")

@@ -16,10 +16,6 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 
 from safelight.files.disk import write_whole
-from safelight.settings import Settings
-
-OPEN_PATHS = ("/api/v1/health", "/api/v1/ready")
-"""Paths that need no key, so that a monitoring program can use them."""
 
 COOKIE = "safelight_session"
 """The cookie with the token of a session, which a browser sends instead of the key."""
@@ -81,14 +77,6 @@ def secure(connection: HTTPConnection) -> bool:
     return "https" in (connection.url.scheme, forwarded)
 
 
-def may_use(connection: HTTPConnection, settings: Settings) -> bool:
-    """Return whether an HTTP request has the right key, or the server needs none."""
-    if settings.api_key is None:
-        return True
-    sent = given(connection)
-    return sent is not None and hmac.compare_digest(sent.encode(), settings.api_key.get_secret_value().encode())
-
-
 def given(connection: HTTPConnection) -> str | None:
     """Return the key that an HTTP request contains: a bearer token, or the password of basic authentication.
 
@@ -105,22 +93,23 @@ def given(connection: HTTPConnection) -> str | None:
     return None
 
 
-def allowed(connection: HTTPConnection, key: str | None, sessions: Sessions | None) -> bool:
-    """Return whether the server may answer: the path is open, or the request has the key or a valid session."""
-    if key is None or connection.url.path in OPEN_PATHS:
-        return True
-    sent = given(connection)
-    if sent is not None and hmac.compare_digest(sent.encode(), key.encode()):
-        return True
-    return sessions is not None and sessions.holds(connection.cookies.get(COOKIE, ""))
+def cookie(token: str, connection: HTTPConnection, root_path: str, seconds: int = SESSION_SECONDS) -> str:
+    """Return the header ``Set-Cookie`` of a session.
+
+    ``root_path``: the setting of this name.
+    ``seconds``: until it expires; 0 to remove it.
+    """
+    text = f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path={root_path}/; Max-Age={seconds}"
+    return text + ("; Secure" if secure(connection) else "")
 
 
-def from_elsewhere(connection: HTTPConnection, key: str | None, origins: Collection[str] = ()) -> str | None:
+def from_elsewhere(connection: HTTPConnection, protected: bool, origins: Collection[str] = ()) -> str | None:
     """Return why to refuse a request from a page of another site, or None when the server may answer.
 
-    Without a key, the name in the Host header must be this machine's. Otherwise a page of another site could use a
-    name that resolves to this machine (DNS rebinding), and the browser would treat the page as this server's own.
+    Without key and people, the name in the Host header must be this machine's. Otherwise a page of another site could
+    use a name that resolves to this machine (DNS rebinding), and the browser would treat the page as this server's own.
 
+    ``protected``: whether clients need a key, or must log in.
     ``origins``: the setting ``allow_origins``.
     """
     host = connection.headers.get("host", "")
@@ -130,7 +119,7 @@ def from_elsewhere(connection: HTTPConnection, key: str | None, origins: Collect
         place = None if origin is None else urlsplit(origin).netloc
     except ValueError:
         return f"the host {host!r} or the origin {origin!r} is no address"
-    if key is None and not is_loopback(name):
+    if not protected and not is_loopback(name):
         return f"the host {host!r} is not this machine; set --api-key if other machines use this server"
     if place is not None and place != host and origin not in origins:
         return f"pages of {origin!r} may not use this server; the setting allow_origins allows them"

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from safelight.queue.database import Database
 from safelight.queue.events import Event, Events
 from safelight.queue.job import ENDED, QueuedJob
+from safelight.queue.person import LOCAL, Person
 
 T = TypeVar("T")
 
@@ -38,8 +39,14 @@ async def long(function: Callable[..., T], *arguments: object) -> T:
 
 
 @asynccontextmanager
-async def listening(events: Events, job_id: str | None = None) -> AsyncGenerator[asyncio.Queue[Event]]:
-    """Put events into the queue, in order, until the context ends; ``job_id``: only events of this job."""
+async def listening(
+    events: Events, job_id: str | None = None, who: Person = LOCAL
+) -> AsyncGenerator[asyncio.Queue[Event]]:
+    """Put events into the queue, in order, until the context ends.
+
+    ``job_id``: only events of this job.
+    ``who``: only events that this person may see.
+    """
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[Event] = asyncio.Queue(BEHIND)
 
@@ -49,7 +56,7 @@ async def listening(events: Events, job_id: str | None = None) -> AsyncGenerator
         arrived.put_nowait(event)
 
     def listener(event: Event) -> None:
-        if job_id is None or event.job == job_id:
+        if (job_id is None or event.job == job_id) and (event.person is None or who.owns(event.person)):
             loop.call_soon_threadsafe(put, event)
 
     unsubscribe = events.subscribe(listener)

@@ -15,6 +15,7 @@ from typing import Any
 from starlette.requests import Request as HTTPRequest
 
 from safelight.server import auth
+from safelight.server.access import person_of
 from safelight.server.problems import RefusedError
 
 CHECKPOINT = "sd_model_checkpoint"
@@ -28,21 +29,25 @@ class Client:
     """The client of an HTTP request.
 
     ``key``: the client's identity: its user name, or its connection.
+    ``address``: from which it connects.
+    ``person``: who sends its requests.
     ``named``: it has a user name; then options from its address do not apply to it.
     """
 
     key: str
     address: str
+    person: str
     named: bool
 
 
 def client_of(http: HTTPRequest) -> Client:
     """Return the client of an HTTP request."""
     address = http.client.host if http.client is not None else ""
+    person = person_of(http).name
     name = http.headers.get("authorization", "")
     named = name.lower().startswith("basic ") and auth.given(http) is not None
-    key = f"name {name}" if named else f"connection {http.scope.get('state', {}).get('connection', address)}"
-    return Client(key, address, named)
+    key = f"{person} name {name}" if named else f"connection {http.scope.get('state', {}).get('connection', address)}"
+    return Client(key, address, person, named)
 
 
 class Clients:
@@ -82,7 +87,9 @@ class Clients:
             others = {
                 options[name]
                 for other, options in self._set.values()
-                if not other.named and other.address == client.address and name in options
+                if not other.named
+                and (other.address, other.person) == (client.address, client.person)
+                and name in options
             }
         if len(others) > 1:
             chosen = ", ".join(sorted(map(str, others)))

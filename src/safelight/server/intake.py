@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,20 @@ from starlette.requests import Request as HTTPRequest
 
 from safelight.assembly.services import Services
 from safelight.catalog.cards import Card, find_card
+from safelight.catalog.inputs import DIGEST
 from safelight.catalog.model import Model
-from safelight.errors import ModelNotFoundError, StorageError
+from safelight.errors import ModelNotFoundError, RequestError, StorageError
 from safelight.queue.job import QueuedJob
+from safelight.queue.person import Person
 from safelight.request.bounds import MOST_SEED
+from safelight.request.input_pictures import pictures_of
 from safelight.request.job import Job
 from safelight.request.prompts import variants
 from safelight.request.schema import Request
 from safelight.resolve.limits import RequestLimits
 from safelight.resolve.resolve import resolve
 from safelight.server import bridge
-from safelight.server.problems import RefusedError
+from safelight.server.problems import RefusedError, found
 
 TROUBLE_SECONDS = 0.5
 """Seconds between two checks of whether the queue waits."""
@@ -76,23 +79,78 @@ def request_of(control: Services, fields: Mapping[str, Any]) -> Request:
     return Request(**filled)
 
 
-def limits(control: Services) -> RequestLimits:
-    """Return what this server allows."""
+@dataclass(frozen=True, slots=True)
+class PersonLimits:
+    """What a person may ask for; None for no limit.
+
+    ``waiting``: jobs that wait. ``disk``: the size of the person's images, in bytes.
+    """
+
+    request: RequestLimits
+    waiting: int | None = None
+    disk: int | None = None
+
+
+def limits_of(control: Services, who: Person) -> PersonLimits:
+    """Return what this server allows a person."""
     settings = control.settings
-    return RequestLimits(settings.max_pixels, settings.max_steps, settings.max_images, settings.max_prompt_chars)
+    pixels, steps = settings.max_pixels, settings.max_steps
+    waiting: int | None = None
+    disk: float | None = None
+    if who.role == "guest":
+        pixels, steps = _lower(pixels, settings.guest_max_pixels), _lower(steps, settings.guest_max_steps)
+        waiting, disk = settings.guest_max_waiting, settings.guest_max_disk
+    elif who.role == "member":
+        waiting, disk = settings.member_max_waiting, settings.member_max_disk
+    request = RequestLimits(pixels, steps, settings.max_images, settings.max_prompt_chars)
+    return PersonLimits(request, waiting, None if disk is None else int(disk * (1 << 30)))
 
 
-def accept(control: Services, *requests: Request, client: str, priority: int = 0) -> list[QueuedJob]:
-    """Queue requests, all or none, and return their jobs. Each job uses the content that its model has now.
+def _lower(one: int | None, other: int | None) -> int | None:
+    return min((value for value in (one, other) if value is not None), default=None)
+
+
+def accept(control: Services, *requests: Request, who: Person, client: str, priority: int = 0) -> list[QueuedJob]:
+    """Queue a person's requests, all or none, and return their jobs. Each job uses the content that its model has now.
 
     A request whose prompts contain choices becomes one job for each image.
-    Raises ModelNotFoundError, RequestError or QueueFullError.
+    Raises ModelNotFoundError, RequestError or QueueFullError, and RefusedError for the person's limits.
     """
-    return control.dispatcher.accept(
-        *(_resolve(control, variant) for request in requests for variant in _expand(control, request)),
-        client=client,
-        priority=priority,
-    )
+    most = limits_of(control, who)
+    expanded = [variant for request in requests for variant in _expand(control, request, most.request)]
+    _check_waiting(control, who, most, len(expanded))
+    jobs = [_resolve(control, variant, who, most.request) for variant in expanded]
+    control.database.input_owners.add(who.name, {digest for job in jobs for _, digest in pictures_of(job.request)})
+    return control.dispatcher.accept(*jobs, client=client, person=who.name, priority=priority)
+
+
+def _check_waiting(control: Services, who: Person, most: PersonLimits, more: int) -> None:
+    """Raise RefusedError if a person would have too many jobs that wait, or has too many images."""
+    if most.waiting is not None and (waiting := control.database.queued(who.name)) + more > most.waiting:
+        message = f"{waiting} jobs of yours wait, and at most {most.waiting} may; wait until some have ended"
+        raise RefusedError(429, "queue_full", message)
+    if most.disk is not None and (used := control.database.images.bytes_of(who.name)) >= most.disk:
+        message = f"your images take {used / 1e6:.0f} MB, and at most {most.disk / 1e6:.0f} MB are yours; delete some"
+        raise RefusedError(403, "disk_limit", message)
+
+
+def store_input(control: Services, who: Person, field: str, data: bytes) -> str:
+    """Store a picture that a person sent, and return its digest. Raises RequestError if it is no picture."""
+    digest = control.catalog.inputs.store(field, data)
+    control.database.input_owners.add(who.name, [digest])
+    return digest
+
+
+def own_job(control: Services, who: Person, job_id: str) -> QueuedJob:
+    """Return a job that the person may see. Raises RefusedError (404) if there is none."""
+    job = control.database.job(job_id)
+    return found(job if job is not None and who.owns(job.person) else None, "job", job_id)
+
+
+def own_input(control: Services, who: Person, digest: str) -> str:
+    """Return the digest of an input image that the person may see. Raises RefusedError (404) if there is none."""
+    stored = control.database.input_owners.may_use(who, digest) and control.catalog.inputs.stored_digest(digest)
+    return found(stored or None, "input image", digest)
 
 
 def wildcards(control: Services) -> Path:
@@ -100,21 +158,23 @@ def wildcards(control: Services) -> Path:
     return control.settings.root / "wildcards"
 
 
-def _expand(control: Services, request: Request) -> list[Request]:
+def _expand(control: Services, request: Request, allowed: RequestLimits) -> list[Request]:
     """Make the choices in the request's prompts; return one request for each image.
 
     The limits come first, because they bound this work.
     """
-    allowed = limits(control)
     allowed.check_texts(request)
     allowed.check_count(request)
     return variants.make_choices(request, wildcards(control))
 
 
-def _resolve(control: Services, request: Request) -> Job:
+def _resolve(control: Services, request: Request, who: Person, allowed: RequestLimits) -> Job:
     model = model_named(control, request.model)
+    for field, given in pictures_of(request):
+        if DIGEST.fullmatch(given) and not control.database.input_owners.may_use(who, given):
+            raise RequestError(field, given, "is no input image of yours; send the picture")
     request = replace(request, isolate=request.isolate or control.settings.isolate)
-    return resolve(request, control.catalog, limits(control), by_path=False, model=model)
+    return resolve(request, control.catalog, allowed, by_path=False, model=model)
 
 
 async def ended(control: Services, job: QueuedJob, http: HTTPRequest) -> QueuedJob:

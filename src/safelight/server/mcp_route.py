@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -10,7 +11,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from safelight import extras
-from safelight.assembly.services import Services
 from safelight.server.problems import RefusedError
 
 if TYPE_CHECKING:
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 PATH = "/mcp"
 
+WHO = ("authorization", "cookie")
+"""The headers that say who sends a request."""
+
 
 class ProtocolRoute:
     """Serves the protocol. Its library takes a second to import, so that happens at the first request."""
 
-    def __init__(self, app: FastAPI, control: Services) -> None:
-        self._app, self._control = app, control
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
         self._inner: ASGIApp | None = None
         self._starting = asyncio.Lock()
         self._stop = asyncio.Event()
@@ -62,11 +65,9 @@ class ProtocolRoute:
 
         from safelight.server.mcp_tools import make_server
 
-        key = self._control.settings.api_key
-        headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
-
-        def connect() -> httpx.AsyncClient:
-            # The tools call this server's own API, within this process.
+        def connect(caller: Mapping[str, str] | None) -> httpx.AsyncClient:
+            # The tools call this server's own API, within this process, as the person who calls the tool.
+            headers = {name: value for name, value in (caller or {}).items() if name.lower() in WHO}
             transport = httpx.ASGITransport(self._app)
             return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers, timeout=None)
 
@@ -79,8 +80,8 @@ class ProtocolRoute:
             await self._stop.wait()
 
 
-def add_to(app: FastAPI, control: Services) -> ProtocolRoute:
+def add_to(app: FastAPI) -> ProtocolRoute:
     """Add the route."""
-    route = ProtocolRoute(app, control)
+    route = ProtocolRoute(app)
     app.router.routes.append(Route(PATH, route, methods=["GET", "POST", "DELETE"], include_in_schema=False))
     return route

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,8 +31,8 @@ MOST_IMAGE_BYTES = 64 << 20
 INSTRUCTIONS = """Makes and edits images with the diffusion models of a Safelight server. Call list_models to see the
 names of models. Each answer has the images (JPEG) and their identifiers, which edit_image takes as its input."""
 
-Connect = Callable[[], httpx.AsyncClient]
-"""Returns a client of the server, which the tool closes."""
+Connect = Callable[[Mapping[str, str] | None], httpx.AsyncClient]
+"""Returns a client of the server, which the tool closes. Called with the headers of the tool's caller, if any."""
 
 Model = Annotated[str, Field(description="The name of a model, from list_models; the server's default if empty.")]
 Prompt = Annotated[str, Field(description="What to draw.", min_length=1)]
@@ -121,7 +121,7 @@ class _Tools:
     ) -> Annotated[CallToolResult, MadeImages]:
         """Generate images from a text."""
         fields = {"prompt": prompt, "negative": negative, "width": width, "height": height, "steps": steps}
-        async with self._connect() as client:
+        async with self._connect(ctx.headers) as client:
             return await _make(client, ctx, model, {**fields, "cfg": cfg, "seed": seed, "count": count})
 
     async def edit_image(
@@ -141,16 +141,16 @@ class _Tools:
         count: Count = 1,
     ) -> Annotated[CallToolResult, MadeImages]:
         """Draw an image again after a text, as a whole or within a mask."""
-        async with self._connect() as client:
+        async with self._connect(ctx.headers) as client:
             fields: dict[str, Any] = {"prompt": prompt, "negative": negative, "steps": steps, "cfg": cfg, "seed": seed}
             fields |= {"count": count, "image": await self._picture(client, image), "strength": strength}
             if mask:
                 fields["mask"] = await self._picture(client, mask)
             return await _make(client, ctx, model, fields)
 
-    async def list_models(self) -> list[ModelRow]:
+    async def list_models(self, ctx: Context) -> list[ModelRow]:
         """List the models that make images."""
-        async with self._connect() as client:
+        async with self._connect(ctx.headers) as client:
             rows = await _get(client, "/api/v1/models")
         return [
             ModelRow(
@@ -164,12 +164,12 @@ class _Tools:
         ]
 
     async def describe_job(
-        self, job: Annotated[str, Field(description="The identifier that a tool returned.")]
+        self, job: Annotated[str, Field(description="The identifier that a tool returned.")], ctx: Context
     ) -> JobState:
         """Say whether a job waits, runs, is done or has failed, and which images it has made."""
         if not _is_identifier(job):
             raise ToolError(f"{job[:60]!r} is no identifier of a job")
-        async with self._connect() as client:
+        async with self._connect(ctx.headers) as client:
             found = await _get(client, f"/api/v1/jobs/{job}")
             images = await _get(client, f"/api/v1/jobs/{job}/images")
         return JobState(

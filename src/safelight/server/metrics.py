@@ -14,6 +14,7 @@ from starlette.responses import Response
 from safelight.assembly.services import Services
 from safelight.queue.events import Event
 from safelight.queue.job import ENDED
+from safelight.server.problems import documented
 
 
 class Metrics(Collector):
@@ -68,7 +69,10 @@ class Metrics(Collector):
         @routes.get(
             "/metrics",
             response_class=Response,
-            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus"}},
+            responses={
+                **documented(),
+                200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus"},
+            },
         )
         def metrics() -> Response:
             """Return the metrics in the text form of Prometheus."""

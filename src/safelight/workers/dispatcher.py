@@ -138,9 +138,10 @@ class Dispatcher:
             self.wake()
         return changed
 
-    def cancel_waiting(self) -> list[str]:
-        """Cancel all jobs that wait, and return their identifiers."""
-        waiting = [job.id for job in self._database.jobs(("queued",), limit=1_000_000)]
+    def cancel_waiting(self, person: str | None = None) -> list[str]:
+        """Cancel all jobs that wait, and return their identifiers; ``person``: only this person's."""
+        every = self._database.jobs(("queued",), limit=1_000_000)
+        waiting = [job.id for job in every if person is None or job.person == person]
         return [job_id for job_id in waiting if self.cancel(job_id)]
 
     def queue(self, limit: int) -> list[tuple[QueuedJob, str]]:
@@ -250,11 +251,12 @@ class Dispatcher:
                 each.runner.cancelled.discard(job.id)
         self._tell(job.id)
         slot.unwritten = None
-        self._log(slot, job, outcome.seconds)
+        name = slot.name if len(self.slots) > 1 else ""
+        _log_end(self._database.job(job.id) or job, job.attempts, outcome.seconds, name)
 
-    def _log(self, slot: Slot, before: QueuedJob, seconds: float) -> None:
-        job = self._database.job(before.id) or before
-        values = {"job": job.id, "model": job.request.model, "images": job.images, "attempt": before.attempts}
-        more = {"slot": slot.name} if len(self.slots) > 1 else {}
-        more |= {"person": job.person} if job.person else {}
-        _log.info("job", state=job.state, seconds=round(seconds, 3), why=job.reason, **values, **more)
+
+def _log_end(job: QueuedJob, attempt: int, seconds: float, slot: str) -> None:
+    """Log how an attempt at a job ended. ``slot``: "" if there is only one."""
+    values = {"job": job.id, "model": job.request.model, "images": job.images, "attempt": attempt}
+    more = {name: value for name, value in (("slot", slot), ("person", job.person)) if value}
+    _log.info("job", state=job.state, seconds=round(seconds, 3), why=job.reason, **values, **more)

@@ -227,7 +227,9 @@ class JobRunner:
             self.memory = progress.memory
             self._events.tell(Event("memory", job.id, progress.memory))
         preview = {} if progress.preview is None else {"preview": preview_url(progress.preview)}
-        self._events.tell(Event("progress", job.id, {**progress_to_dict(progress), **preview, "slot": self._slot}))
+        self._events.tell(
+            Event("progress", job.id, {**progress_to_dict(progress), **preview, "slot": self._slot}, job.person)
+        )
         if progress.stage == "denoise" and progress.step == 1:
             upcoming = [name for name in self._upcoming() if name != job.request.model]
             if upcoming:

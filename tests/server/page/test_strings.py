@@ -18,6 +18,7 @@ DYNAMIC = {
     "hint_": ("brush", "eraser", "rectangle", "lasso", "fill", "box", "pan"),
     "layer_": ("mask", "picture"),
     "box_": ("x", "y", "width", "height"),
+    "role_": ("admin", "member", "guest"),
     "compare_": ("slider", "flicker", "difference"),
     "download_": ("queued", "running", "adding", "done", "failed", "cancelled"),
 }
@@ -51,6 +52,8 @@ def test_each_text_that_the_page_shows_exists_and_each_is_shown() -> None:
 
 
 def test_the_pages_own_code_is_small() -> None:
-    """The issue's limit is 300 KB; nothing is compressed."""
-    size = sum(path.stat().st_size for path in Path(FILES).rglob("*") if path.suffix in (".js", ".css", ".html"))
+    """The issue's limit is 300 KB; nothing is compressed. A browser loads the texts of one language."""
+    files = [path for path in Path(FILES).rglob("*") if path.suffix in (".js", ".css", ".html")]
+    languages = [path.stat().st_size for path in files if path.parent.name == "strings"]
+    size = sum(path.stat().st_size for path in files) - sum(languages) + max(languages)
     assert size < 300_000

@@ -17,11 +17,13 @@ from safelight.errors import ModelNotFoundError, RequestError
 from safelight.pictures.chunks import parameters, schedule_label
 from safelight.queue.database import StoredImage
 from safelight.queue.job import QueuedJob
+from safelight.queue.person import Person
 from safelight.request.field import fields_of
 from safelight.request.model_defaults import OWN_VAE as OWN
 from safelight.request.samplers import Schedule, a1111_name
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
+from safelight.server.access import person_of
 from safelight.server.apis.a1111_fields import ImageToImage, TextToImage, refuse_evenly, refuse_unknown, sampler_of
 from safelight.server.apis.a1111_options import OWN_VAE, current_model, stop_at
 from safelight.server.apis.a1111_progress import RunningRequests
@@ -60,12 +62,12 @@ class GenerationRoutes:
         return await self._make_images(asked, http)
 
     async def _make_images(self, asked: TextToImage, http: HTTPRequest) -> GenerationAnswer:
-        jobs = await bridge.run(self._queue_jobs, asked, client_of(http))
+        jobs = await bridge.run(self._queue_jobs, asked, client_of(http), person_of(http))
         with self._requests.running(jobs):
             jobs = await intake.all_ended(self._control, jobs, http)
         return await bridge.run(_answer, self._control, jobs, asked)
 
-    def _queue_jobs(self, asked: TextToImage, client: Client) -> list[QueuedJob]:
+    def _queue_jobs(self, asked: TextToImage, client: Client, who: Person) -> list[QueuedJob]:
         """Build the request from a client's fields and options, and queue it."""
         refuse_unknown(asked)
         override = asked.override_settings or {}
@@ -108,7 +110,7 @@ class GenerationRoutes:
             refiner_start=_REFINER_START if refiner is None else refiner[1],
             **asked.given(),
         )
-        return intake.accept(self._control, request, client=f"a1111 {client.address}")
+        return intake.accept(self._control, request, who=who, client=f"a1111 {client.address}")
 
     def _refiner(self, title: str) -> str:
         """Return the name of the refiner with a title. Raises RequestError if there is no such model."""

@@ -15,6 +15,7 @@ from safelight.assembly.services import Services
 from safelight.queue.image_files import preview_png
 from safelight.queue.job import QueuedJob
 from safelight.request.steps import computed_steps
+from safelight.server.access import Who, person_of
 from safelight.server.clients import client_of
 from safelight.workers.dispatcher import RunningJob
 
@@ -52,9 +53,13 @@ class ProgressRoutes:
         api.post("/interrupt")(self.interrupt)
         api.post("/skip")(self.skip)
 
-    def progress(self, skip_current_image: bool = False) -> dict[str, Any]:
-        """Return the progress of a running job, whichever client sent it: of the first slot, if there are several."""
-        return describe_progress(next(iter(self._dispatcher.running().values()), None), skip_current_image)
+    def progress(self, who: Who, skip_current_image: bool = False) -> dict[str, Any]:
+        """Return the progress of a running job of the person, whichever client sent it.
+
+        If several run, it is that of the first slot.
+        """
+        running = (one for one in self._dispatcher.running().values() if who.owns(one.job.person))
+        return describe_progress(next(running, None), skip_current_image)
 
     def interrupt(self, http: HTTPRequest) -> dict[str, Any]:
         """Cancel all jobs of the running request, if it came from this address."""
@@ -72,8 +77,9 @@ class ProgressRoutes:
 
     def _own_job(self, http: HTTPRequest) -> QueuedJob | None:
         """Return the running job that came from this address; None if there is none."""
-        client = f"a1111 {client_of(http).address}"
-        return next((one.job for one in self._dispatcher.running().values() if one.job.client == client), None)
+        sent_by = f"a1111 {client_of(http).address}", person_of(http).name
+        running = (one.job for one in self._dispatcher.running().values())
+        return next((job for job in running if (job.client, job.person) == sent_by), None)
 
 
 def describe_progress(running: RunningJob | None, skip_image: bool) -> dict[str, Any]:

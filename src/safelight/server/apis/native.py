@@ -18,6 +18,7 @@ from safelight.server.apis.native_jobs import JobRoutes
 from safelight.server.apis.native_memory import MemoryRoutes
 from safelight.server.apis.native_models import ModelRoutes
 from safelight.server.apis.native_options import FieldRoutes
+from safelight.server.apis.native_people import PeopleRoutes
 from safelight.server.apis.native_pictures import PictureRoutes
 from safelight.server.apis.native_presets import PresetRoutes
 from safelight.server.apis.native_previews import PreviewRoutes
@@ -30,7 +31,7 @@ ROUTES = (
     *(JobRoutes, InputRoutes, EstimateRoutes, GridRoutes, FieldRoutes, PresetRoutes),
     *(ImageRoutes, BoardRoutes, PictureRoutes),
     *(ModelRoutes, PreviewRoutes, VersionRoutes, CatalogueRoutes, DownloadRoutes, MemoryRoutes),
-    *(SlotRoutes, DoctorRoutes, SettingRoutes, HealthRoutes),
+    *(PeopleRoutes, SlotRoutes, DoctorRoutes, SettingRoutes, HealthRoutes),
 )
 
 

@@ -24,9 +24,10 @@ from safelight.request.field import fields_of
 from safelight.request.schema import Request
 from safelight.resolve.resolve import with_defaults_of
 from safelight.server import bridge, intake
+from safelight.server.access import Who
 from safelight.server.apis.native_fields import Generation
 from safelight.server.apis.native_inputs import PNG
-from safelight.server.problems import RefusedError, documented
+from safelight.server.problems import documented
 
 FITS_SECONDS = 2.0
 """Seconds that the answer waits for the worker's report. Without it, the answer has no memory."""
@@ -120,11 +121,10 @@ class EstimateRoutes:
             memory=[] if fits is None else [MemoryEstimate(**_numbers(one)) for one in fits["components"]],
         )
 
-    def preprocess(self, asked: PreprocessorAsked) -> Response:
+    def preprocess(self, asked: PreprocessorAsked, who: Who) -> Response:
         """Return what a preprocessor makes of a stored picture, for a ControlNet."""
         inputs = self._control.catalog.inputs
-        if not inputs.stored_digest(asked.image):
-            raise RefusedError(404, "not_found", f"there is no input image {asked.image}")
+        intake.own_input(self._control, who, asked.image)
         control = Control("preview", asked.image, preprocessor=asked.preprocessor, low=asked.low, high=asked.high)
         out = io.BytesIO()
         made: PILImage.Image = preprocess(inputs.open(asked.image), control)

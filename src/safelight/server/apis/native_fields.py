@@ -138,9 +138,10 @@ class Order(BaseModel):
 
 
 class Place(BaseModel):
-    """A waiting job, and the reason for its place in the queue."""
+    """A waiting job, its place in the queue (0 starts next), and the reason for it."""
 
     job: JobModel
+    place: int
     reason: str
 
 
@@ -153,10 +154,15 @@ class RunningModel(BaseModel):
 
 
 class Queue(BaseModel):
-    """The running jobs, and the waiting jobs in the order in which they start if no other job arrives."""
+    """The running jobs, and the waiting jobs in the order in which they start if no other job arrives.
+
+    ``others_running``, ``others_waiting``: the number of jobs of other people that are not listed.
+    """
 
     running: list[RunningModel]
     waiting: list[Place]
+    others_running: int
+    others_waiting: int
 
 
 class ModelModel(BaseModel):
@@ -314,7 +320,7 @@ class SlotModel(BaseModel):
     ``worker``: ``ready`` or ``starting``.
     ``draining``: it takes no more jobs.
     ``problem``: why it cannot continue; empty if it can.
-    ``job``: the identifier of its running job; empty if none runs.
+    ``busy``: a job runs. ``job``: its identifier; empty if it is another person's. ``person``: whose it is.
     ``resident``: the names of the models in its memory, the most recently used first.
     ``switches``: jobs so far that needed another model. ``restarts``: of its worker.
     ``run``: the run settings of its worker; null until it is ready.
@@ -324,7 +330,9 @@ class SlotModel(BaseModel):
     worker: Literal["ready", "starting"]
     draining: bool
     problem: str
+    busy: bool
     job: str
+    person: str
     resident: list[str]
     switches: int
     restarts: int

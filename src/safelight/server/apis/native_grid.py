@@ -12,6 +12,7 @@ from safelight.assembly.services import Services
 from safelight.errors import RequestError
 from safelight.request.grid import AXES, axis, cells
 from safelight.server import intake
+from safelight.server.access import Who
 from safelight.server.apis.native_fields import Generation
 from safelight.server.problems import documented
 
@@ -67,7 +68,7 @@ class GridRoutes:
         """List what a grid may vary."""
         return list(AXES)
 
-    def queue(self, asked: GridAsked) -> GridModel:
+    def queue(self, asked: GridAsked, who: Who) -> GridModel:
         """Queue a job for each cell of a grid, all or none, in the order with the fewest switches of models.
 
         All cells have the same seed, unless it is what varies.
@@ -78,7 +79,7 @@ class GridRoutes:
         for cell in found:
             if cell.request.count != 1:
                 raise RequestError("count", cell.request.count, "a cell of a grid is one image")
-        jobs = intake.accept(self._control, *(cell.request for cell in found), client="api")
+        jobs = intake.accept(self._control, *(cell.request for cell in found), who=who, client="api")
         return GridModel(
             x=across.name,
             y="" if down is None else down.name,

@@ -8,8 +8,9 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from safelight.assembly.services import Services
-from safelight.server import auth
+from safelight.server.access import person_of
 from safelight.server.apis.native_fields import Health
+from safelight.server.gate import NOBODY
 from safelight.version import VERSION
 
 
@@ -37,7 +38,7 @@ class HealthRoutes:
         found = [run for slot in dispatcher.slots if (run := slot.supervisor.run_settings(0.0)) is not None]
         trouble = dispatcher.trouble
         status, worker = "waiting" if trouble else "ok", "ready" if found else "starting"
-        if not auth.may_use(http, self._control.settings):
+        if person_of(http) is NOBODY:
             return Health(status=status, worker=worker)
         return Health(
             status=status,

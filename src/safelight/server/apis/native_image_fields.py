@@ -29,6 +29,7 @@ class ImageModel(BaseModel):
     ``program``: the program that made it.
     ``board``: the identifier of its board, empty if it is on none.
     ``same``: whether a fresh process made the same pixels; null if nobody has asked.
+    ``person``: whose it is; empty if the server knew no people.
     ``marks``: why it looks suspicious.
     ``file_name``, ``mime``: the name of its file without folders, and its media type.
     ``metadata``: null in lists without ``metadata=true``.
@@ -54,6 +55,7 @@ class ImageModel(BaseModel):
     tags: list[str]
     trashed: float | None
     same: bool | None
+    person: str
     marks: list[str]
     metadata: dict[str, Any] | None
     url: str
@@ -76,6 +78,7 @@ class Filter(BaseModel):
     ``board``: the identifier of a board, or ``none``.
     ``after``, ``before``: seconds since 1970.
     ``trashed``: the images in the trash, in place of the others.
+    ``person``: only this person's images.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -91,6 +94,7 @@ class Filter(BaseModel):
     after: Annotated[float | None, FieldOf(ge=-1e15, le=1e15)] = None
     before: Annotated[float | None, FieldOf(ge=-1e15, le=1e15)] = None
     trashed: bool = False
+    person: Annotated[str | None, FieldOf(max_length=64)] = None
 
     def filter(self) -> ImageFilter:
         """Return the filter of the database."""
@@ -157,3 +161,15 @@ class BoardName(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Name
+
+
+class BoardChange(BaseModel):
+    """What changes of a board. null leaves a value as it is.
+
+    ``shared``: whether everybody sees the board and its images.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name | None = None
+    shared: bool | None = None

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from safelight.assembly.services import Services
-from safelight.server.problems import RefusedError, documented
+from safelight.server import intake
+from safelight.server.access import Who
+from safelight.server.problems import documented
 
 Digest = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="an input image's digest")]
 
@@ -42,7 +44,7 @@ class InputRoutes:
     """The routes for input images."""
 
     def __init__(self, control: Services) -> None:
-        self._inputs = control.catalog.inputs
+        self._control, self._inputs = control, control.catalog.inputs
 
     def add_to(self, api: APIRouter) -> None:
         """Add the routes to a router."""
@@ -51,17 +53,17 @@ class InputRoutes:
             self.one
         )
 
-    def store(self, asked: InputToStore) -> InputModel:
+    def store(self, asked: InputToStore, who: Who) -> InputModel:
         """Store a picture. Pictures that no job and no image names are removed after a day."""
         text = asked.image if asked.image.startswith("data:") else f"data:image/png;base64,{asked.image}"
         digest = self._inputs.store_from_request(asked.field, text, by_path=False)
+        self._control.database.input_owners.add(who.name, [digest])
         width, height = self._inputs.size(digest)
         return InputModel(digest=digest, width=width, height=height)
 
-    def one(self, digest: Digest) -> Response:
-        """Return a stored picture."""
-        if not self._inputs.stored_digest(digest):
-            raise RefusedError(404, "not_found", f"there is no input image {digest}")
+    def one(self, digest: Digest, who: Who) -> Response:
+        """Return a stored picture that one has sent, or from which an image was made that one sees."""
+        intake.own_input(self._control, who, digest)
         out = io.BytesIO()
         self._inputs.open(digest).save(out, "PNG", compress_level=1)
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}

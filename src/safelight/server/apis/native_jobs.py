@@ -14,7 +14,9 @@ from safelight.assembly.services import Services
 from safelight.queue.descriptions import job_to_dict, progress_to_dict
 from safelight.queue.events import Event
 from safelight.queue.job import QueuedJob, State
+from safelight.queue.person import Person
 from safelight.server import bridge, event_stream, intake
+from safelight.server.access import Who
 from safelight.server.apis.native_fields import (
     CancelledModel,
     Generation,
@@ -29,12 +31,16 @@ from safelight.server.apis.native_fields import (
     RunningModel,
 )
 from safelight.server.apis.native_image_fields import IdsModel
-from safelight.server.problems import RefusedError, documented, found
+from safelight.server.problems import RefusedError, documented
 
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "events"}
 }
 """The description of a stream of events in the OpenAPI document."""
+
+
+MOST_PLACES = 200
+"""Places of the queue that are listed."""
 
 
 class JobRoutes:
@@ -56,82 +62,102 @@ class JobRoutes:
         api.put("/queue/order", tags=["jobs"])(self.set_order)
         api.get("/events", tags=["jobs"], response_class=EventSourceResponse, responses=STREAM)(self.events)
 
-    def generate(self, asked: Generation) -> Queued:
+    def generate(self, asked: Generation, who: Who) -> Queued:
         """Queue a request, and return the job at once.
 
         If a prompt contains choices (``{a|b}``), each image is a job of its own. The answer is the first job, and has
         the identifiers of all.
         """
         request = intake.request_of(self._control, asked.model_dump(exclude={"priority"}))
-        jobs = intake.accept(self._control, request, client="api", priority=asked.priority)
+        jobs = intake.accept(self._control, request, who=who, client="api", priority=asked.priority)
         return Queued(**job_to_dict(jobs[0]), jobs=[job.id for job in jobs])
 
     def jobs(
         self,
+        who: Who,
         state: Annotated[list[State] | None, Query()] = None,
         limit: Limit = 100,
         before: Annotated[int | None, Query(ge=0, le=2**53, description="only jobs with a smaller number")] = None,
     ) -> list[JobModel]:
-        """List the jobs, the newest first."""
-        return [_job(job) for job in self._database.jobs(state or (), limit, before)]
+        """List the jobs, the newest first. Administrators see everybody's."""
+        return [_job(job) for job in self._database.jobs(state or (), limit, before, who)]
 
-    def one_job(self, job_id: JobId) -> JobModel:
+    def one_job(self, job_id: JobId, who: Who) -> JobModel:
         """Return a job."""
-        return _job(found(self._database.job(job_id), "job", job_id))
+        return _job(intake.own_job(self._control, who, job_id))
 
-    def cancel(self, job_id: JobId) -> CancelledModel:
+    def cancel(self, job_id: JobId, who: Who) -> CancelledModel:
         """Cancel a job. A waiting job ends at once, a running one at its next step."""
-        found(self._database.job(job_id), "job", job_id)
+        intake.own_job(self._control, who, job_id)
         return CancelledModel(cancelled=self._dispatcher.cancel(job_id))
 
-    def set_priority(self, job_id: JobId, asked: Priority) -> JobModel:
-        """Set the priority of a job that waits. Higher goes first, within the bound of the queue."""
-        job = found(self._database.job(job_id), "job", job_id)
+    def set_priority(self, job_id: JobId, asked: Priority, who: Who) -> JobModel:
+        """Set the priority of a job that waits. Higher goes first among its person's jobs, within the queue's bound."""
+        job = intake.own_job(self._control, who, job_id)
         if not self._dispatcher.set_priorities({job_id: asked.priority}):
             raise RefusedError(409, "not_waiting", f"job {job_id} is {job.state}; only jobs that wait have an order")
-        return self.one_job(job_id)
+        return self.one_job(job_id, who)
 
-    def cancel_waiting(self) -> IdsModel:
-        """Cancel all jobs that wait. The running one goes on."""
-        return IdsModel(ids=self._dispatcher.cancel_waiting())
+    def cancel_waiting(
+        self,
+        who: Who,
+        everybody: Annotated[bool, Query(description="also other people's, for administrators")] = False,
+    ) -> IdsModel:
+        """Cancel all one's jobs that wait. The running one goes on."""
+        if everybody and not who.sees_all:
+            raise RefusedError(403, "forbidden", "only administrators cancel other people's jobs", "everybody")
+        return IdsModel(ids=self._dispatcher.cancel_waiting(None if everybody else who.name))
 
-    def set_order(self, asked: Order) -> IdsModel:
-        """Set the order of waiting jobs: each gets a higher priority than the next one.
+    def set_order(self, asked: Order, who: Who) -> IdsModel:
+        """Set the order of one's waiting jobs: each gets a higher priority than the next one.
 
         Other jobs come after them. Returns the identifiers of the jobs that did wait.
         """
-        count = len(asked.ids)
-        return IdsModel(ids=self._dispatcher.set_priorities({job: count - at for at, job in enumerate(asked.ids)}))
+        count, jobs = len(asked.ids), self._database.jobs_of(asked.ids)
+        own = {job for job in asked.ids if job in jobs and who.owns(jobs[job].person)}
+        order = {job: count - at for at, job in enumerate(asked.ids) if job in own}
+        return IdsModel(ids=self._dispatcher.set_priorities(order))
 
-    def queue(self, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Queue:
-        """Return the running jobs, and the waiting jobs in their order, each with the reason for its place."""
+    def queue(self, who: Who, limit: Annotated[int, Query(ge=1, le=MOST_PLACES)] = 50) -> Queue:
+        """Return the running jobs, and the waiting jobs in their order, each with the reason for its place.
+
+        Jobs of other people are only counted, except for administrators.
+        """
         running = self._dispatcher.running()
+        waiting = self._dispatcher.queue(limit if who.sees_all else MOST_PLACES)
+        own = [(place, job, reason) for place, (job, reason) in enumerate(waiting) if who.owns(job.person)][:limit]
         return Queue(
             running=[
                 RunningModel(slot=slot, job=_job(one.job), progress=one.progress and progress_to_dict(one.progress))
                 for slot, one in running.items()
+                if who.owns(one.job.person)
             ],
-            waiting=[Place(job=_job(job), reason=reason) for job, reason in self._dispatcher.queue(limit)],
+            waiting=[Place(job=_job(job), place=place, reason=reason) for place, job, reason in own],
+            others_running=sum(not who.owns(one.job.person) for one in running.values()),
+            others_waiting=0 if who.sees_all else self._database.queued() - self._database.queued(who.name),
         )
 
-    async def events(self, job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None) -> EventSourceResponse:
+    async def events(
+        self, who: Who, job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None
+    ) -> EventSourceResponse:
         """Send server-sent events: ``job``, ``progress``, ``image``, ``images`` (changed or deleted), ``boards``,
         ``presets``, ``memory``, ``worker``, ``download``, ``models`` (the library changed), ``doctor``, ``compacting``.
 
-        With ``job``, send the events of this job until it ends; otherwise send all events.
+        With ``job``, send the events of this job until it ends; otherwise send all events. Those of other people's jobs
+        and images go only to administrators.
         """
-        return event_stream.answer(_stream(self._control, job))
+        return event_stream.answer(_stream(self._control, job, who))
 
 
 def _job(job: QueuedJob) -> JobModel:
     return JobModel(**job_to_dict(job))
 
 
-async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[ServerSentEvent]:
-    async with bridge.listening(control.events, job_id) as arrived:
+async def _stream(control: Services, job_id: str | None, who: Person) -> AsyncGenerator[ServerSentEvent]:
+    async with bridge.listening(control.events, job_id, who) as arrived:
         if job_id is not None:
             job = await bridge.run(control.database.job, job_id)
-            if job is None:
+            if job is None or not who.owns(job.person):
                 return
             yield _encode(Event("job", job.id, job_to_dict(job)))
             if job.ended is not None:

@@ -16,6 +16,7 @@ from safelight.pictures.opening import opened as opened_file
 from safelight.pictures.read_generation_data import read
 from safelight.queue.image_files import READ
 from safelight.resolve.foreign import carry_over
+from safelight.server.access import Who
 from safelight.server.apis.base64_pictures import opened
 from safelight.server.apis.native_fields import ImageId
 from safelight.server.apis.native_images import require_file
@@ -101,12 +102,12 @@ class PictureRoutes:
             made = read(image)
         return None if made is None else self._model(made)
 
-    def of_image(self, image_id: ImageId) -> GenerationDataModel | None:
+    def of_image(self, image_id: ImageId, who: Who) -> GenerationDataModel | None:
         """Read how an image of the gallery was made, and the request that makes one like it.
 
         The answer is null if its file says nothing about it.
         """
-        image = found(self._control.database.images.get(image_id), "image", image_id)
+        image = found(self._control.database.images.seen_by(who).get(image_id), "image", image_id)
         path = self._control.gallery.path(image)
         require_file(path, image_id)
         with opened_file(path, READ) as picture:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from safelight.assembly.services import Services
 from safelight.queue.events import Event
+from safelight.server.access import Who
 from safelight.server.apis.native_fields import Generation
 from safelight.server.problems import RefusedError, documented
 
@@ -37,11 +38,11 @@ class PresetRoutes:
         api.put("/presets/{name}", tags=["jobs"], responses=documented())(self.store)
         api.delete("/presets/{name}", tags=["jobs"], status_code=204, responses=documented(404))(self.delete)
 
-    def all(self) -> dict[str, Preset]:
-        """List the presets by name."""
-        return {name: Preset(fields=fields) for name, fields in self._presets.all().items()}
+    def all(self, who: Who) -> dict[str, Preset]:
+        """List one's presets by name."""
+        return {name: Preset(fields=fields) for name, fields in self._presets.of(who).all().items()}
 
-    def store(self, name: Name, asked: Preset) -> Preset:
+    def store(self, name: Name, asked: Preset, who: Who) -> Preset:
         """Store a preset, in place of one with this name."""
         try:
             # The prompt is only there because a request needs one.
@@ -50,13 +51,13 @@ class PresetRoutes:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise RefusedError(422, "invalid_request", f"{where}: {first['msg']}", "fields") from error
-        self._presets.store(name, asked.fields)
-        self._control.events.tell(Event("presets", ""))
+        self._presets.of(who).store(name, asked.fields)
+        self._control.events.tell(Event("presets", "", person=who.name))
         return asked
 
-    def delete(self, name: Name) -> Response:
+    def delete(self, name: Name, who: Who) -> Response:
         """Delete a preset."""
-        if not self._presets.delete(name):
+        if not self._presets.of(who).delete(name):
             raise RefusedError(404, "not_found", f"there is no preset {name}")
-        self._control.events.tell(Event("presets", ""))
+        self._control.events.tell(Event("presets", "", person=who.name))
         return Response(status_code=204)

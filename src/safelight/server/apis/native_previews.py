@@ -13,6 +13,8 @@ from safelight.assembly.services import Services
 from safelight.catalog import previews
 from safelight.catalog.cards import Card
 from safelight.queue.events import Event
+from safelight.queue.person import Person
+from safelight.server.access import Who
 from safelight.server.apis.native_fields import PreviewChoice
 from safelight.server.problems import documented, found
 
@@ -47,13 +49,13 @@ class PreviewRoutes:
         """Return the preview picture of an adapter: the chosen one, or the one beside its file."""
         return self._send(self._control.catalog.adapter_card(name), if_none_match)
 
-    def set_of_model(self, name: str, choice: PreviewChoice) -> Response:
+    def set_of_model(self, name: str, choice: PreviewChoice, who: Who) -> Response:
         """Set the preview picture of a model."""
-        return self._set(self._control.catalog.model_card(name), choice)
+        return self._set(self._control.catalog.model_card(name), choice, who)
 
-    def set_of_adapter(self, name: str, choice: PreviewChoice) -> Response:
+    def set_of_adapter(self, name: str, choice: PreviewChoice, who: Who) -> Response:
         """Set the preview picture of an adapter."""
-        return self._set(self._control.catalog.adapter_card(name), choice)
+        return self._set(self._control.catalog.adapter_card(name), choice, who)
 
     def _send(self, card: Card, known: str) -> Response:
         path = found(previews.find(card, self._root), "preview of", card.name)
@@ -63,10 +65,10 @@ class PreviewRoutes:
             return Response(status_code=304, headers=headers)
         return Response(previews.webp(path), media_type="image/webp", headers=headers)
 
-    def _set(self, card: Card, choice: PreviewChoice) -> Response:
+    def _set(self, card: Card, choice: PreviewChoice, who: Person) -> Response:
         picture = None
         if choice.image:
-            image = found(self._control.database.images.get(choice.image), "image", choice.image)
+            image = found(self._control.database.images.seen_by(who).get(choice.image), "image", choice.image)
             picture = self._control.gallery.path(image)
         previews.choose(card, self._root, picture)
         self._control.events.tell(Event("models", ""))

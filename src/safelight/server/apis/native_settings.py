@@ -118,7 +118,7 @@ class SettingRoutes:
         )
 
 
-CHANGEABLE = frozenset({"Computing", "Memory", "Checks", "Requests", "Output"})
+CHANGEABLE = frozenset({"Computing", "Memory", "Checks", "Requests", "Output", "People"})
 """The groups of settings that clients may change."""
 
 

@@ -9,6 +9,8 @@ from fastapi import Path as InPath
 
 from safelight.assembly.services import Services
 from safelight.queue.events import Event
+from safelight.queue.person import LOCAL, Person
+from safelight.server.access import Who
 from safelight.server.apis.native_fields import SlotModel
 from safelight.server.problems import RefusedError, documented
 from safelight.workers.slot import Slot
@@ -31,10 +33,10 @@ class SlotRoutes:
         api.post("/queue/pause", tags=["server"], status_code=204)(self.pause)
         api.post("/queue/resume", tags=["server"], status_code=204)(self.resume_queue)
 
-    def all(self) -> list[SlotModel]:
-        """List the slots: what each holds and does."""
+    def all(self, who: Who) -> list[SlotModel]:
+        """List the slots: what each holds and does. Of other people's jobs, it says only whose they are."""
         names = self._names()
-        return [describe_slot(slot, names) for slot in self._dispatcher.slots]
+        return [describe_slot(slot, names, who) for slot in self._dispatcher.slots]
 
     def drain(self, name: Name) -> SlotModel:
         """Let a slot finish its job and take no more."""
@@ -76,11 +78,12 @@ class SlotRoutes:
 
     def _told(self, slot: Slot) -> SlotModel:
         self._control.events.tell(Event("worker", "", {"slot": slot.name}))
-        return describe_slot(slot, self._names())
+        # Only administrators come here.
+        return describe_slot(slot, self._names(), LOCAL)
 
 
-def describe_slot(slot: Slot, names: dict[str, str]) -> SlotModel:
-    """Return what clients learn of a slot. ``names``: the names of the models, by their digests."""
+def describe_slot(slot: Slot, names: dict[str, str], who: Person) -> SlotModel:
+    """Return what a person learns of a slot. ``names``: the names of the models, by their digests."""
     run: dict[str, Any] | None = None
     if (settings := slot.supervisor.run_settings(0.0)) is not None:
         run = dict(settings)
@@ -90,7 +93,9 @@ def describe_slot(slot: Slot, names: dict[str, str]) -> SlotModel:
         worker="starting" if run is None else "ready",
         draining=slot.draining,
         problem=slot.trouble.reason,
-        job="" if running is None else running.job.id,
+        job=running.job.id if running is not None and who.owns(running.job.person) else "",
+        busy=running is not None,
+        person="" if running is None else running.job.person,
         resident=[names.get(digest, digest[:12]) for digest in slot.runner.resident],
         switches=slot.switches,
         restarts=slot.supervisor.restarts,

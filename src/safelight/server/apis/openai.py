@@ -29,12 +29,14 @@ from safelight.families.features import Feature
 from safelight.pictures.file_format import LOSSLESS, ImageFormat, encode_picture
 from safelight.queue.database import StoredImage
 from safelight.queue.job import QueuedJob
+from safelight.queue.person import Person
 from safelight.request.bounds import MOST_REFERENCES
 from safelight.request.samplers import parse_sampler_and_schedule
 from safelight.request.schema import Request
-from safelight.server import bridge, event_stream, intake
+from safelight.server import access, bridge, event_stream, intake
 from safelight.server.apis.openai_stream import Stream
 from safelight.server.problems import of_job, response
+from safelight.server.sub_path import public_address
 
 
 class ModelCard(BaseModel):
@@ -262,7 +264,7 @@ class OpenAIRoutes:
             problem = f"at most {MOST_REFERENCES} pictures are supported" if given else "an image is required"
             raise RequestError("image", f"{len(given)} pictures", problem)
         asked = _read({"prompt": prompt, **_texts(await http.form())})
-        store = self._control.catalog.inputs.store
+        store = partial(intake.store_input, self._control, access.person_of(http))
         pictures = [await picture.read() for picture in given]
         digests = [await bridge.run(store, "image", picture) for picture in pictures]
         transparent = await bridge.run(_transparent, pictures[0] if mask is None else await mask.read())
@@ -287,14 +289,15 @@ class OpenAIRoutes:
         asked = _read({"prompt": "", **_texts(form)})
         if asked.asked("strength") is None:
             asked = asked.model_copy(update={"strength": VARIATION_STRENGTH})
-        digest = await bridge.run(self._control.catalog.inputs.store, "image", await image.read())
+        who = access.person_of(http)
+        digest = await bridge.run(intake.store_input, self._control, who, "image", await image.read())
         return await self._make_images(asked, http, Edit((digest,), ""))
 
     async def _make_images(
         self, asked: ImageGeneration, http: HTTPRequest, edit: Edit | None = None
     ) -> Images | EventSourceResponse:
         """Make images and return them. ``edit``: the pictures to edit; None to draw from text alone."""
-        jobs = await bridge.run(_queue, self._control, asked, edit)
+        jobs = await bridge.run(_queue, self._control, asked, edit, access.person_of(http))
         if asked.stream:
             stream = Stream(
                 self._control,
@@ -307,7 +310,7 @@ class OpenAIRoutes:
             )
             return event_stream.answer(stream.events())
         jobs = await intake.all_ended(self._control, jobs, http)
-        return await bridge.run(_answer, self._control, jobs, asked, str(http.base_url).rstrip("/"))
+        return await bridge.run(_answer, self._control, jobs, asked, public_address(http, self._control.settings))
 
 
 def _texts(form: FormData) -> dict[str, str]:
@@ -382,7 +385,7 @@ class Edit:
         return start
 
 
-def _queue(control: Services, asked: ImageGeneration, edit: Edit | None) -> list[QueuedJob]:
+def _queue(control: Services, asked: ImageGeneration, edit: Edit | None, who: Person) -> list[QueuedJob]:
     asked.refuse_unknown()
     model = control.library.get(asked.model) if asked.model else intake.default_model(control)
     width, height = _size(asked.size)
@@ -406,7 +409,7 @@ def _queue(control: Services, asked: ImageGeneration, edit: Edit | None) -> list
         **_sampler(values["sampler"], values["schedule"]),
         **more,
     )
-    return intake.accept(control, request, client=f"openai {asked.user or ''}".strip())
+    return intake.accept(control, request, who=who, client=f"openai {asked.user or ''}".strip())
 
 
 def _steps(asked: ImageGeneration, given: Any) -> int | None:

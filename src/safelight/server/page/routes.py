@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from safelight.server.page import documentation
@@ -42,15 +42,16 @@ class _PageFiles(StaticFiles):
         return answer
 
 
-def mount(app: FastAPI) -> None:
-    """Add the page to the application."""
+def mount(app: FastAPI, root_path: str = "") -> None:
+    """Add the page to the application. ``root_path``: the path at which a proxy shows the server."""
     # Some systems say otherwise, and a browser runs no script of another type.
     mimetypes.add_type("text/javascript", ".js")
     documentation.mount(app)
     app.mount(PREFIX, _PageFiles(directory=FILES), name="page")
+    text = (FILES / "index.html").read_text().replace(f'"{PREFIX}/', f'"{root_path}{PREFIX}/')
+
+    async def document(_: Request) -> Response:
+        return HTMLResponse(text, headers=HEADERS)
+
     for path in ("/", *(f"/{view}" for view in VIEWS), *(f"/{view}/{{item:path}}" for view in ("gallery", "models"))):
-        app.add_route(path, _document, methods=["GET", "HEAD"], include_in_schema=False)
-
-
-async def _document(_: Request) -> Response:
-    return FileResponse(FILES / "index.html", headers=HEADERS)
+        app.add_route(path, document, methods=["GET", "HEAD"], include_in_schema=False)

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
 import safelight
-from safelight.server import bridge, intake
+from safelight.server import access, bridge, intake
 from safelight.server.problems import of_job
 
 
@@ -16,7 +16,8 @@ def router(services):
         """Make an image with the default model, and return it."""
         model = await bridge.run(intake.default_model, services)
         request = safelight.Request(prompt, model.name, steps=steps, seed=seed)
-        [job] = await bridge.run(lambda: intake.accept(services, request, client="curl"))
+        who = access.person_of(http)
+        [job] = await bridge.run(lambda: intake.accept(services, request, who=who, client="curl"))
         job = await intake.ended(services, job, http)
         if job.state != "done":
             raise of_job(job)

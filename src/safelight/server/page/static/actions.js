@@ -5,6 +5,8 @@ import * as api from "./api.js";
 import { isShown, requests, restoreForm, setForm, without } from "./form.js";
 import { change, current, removeToast } from "./store.js";
 import { t } from "./strings.js";
+import { loadMe, may, mustLogIn } from "./me.js";
+import { onServer } from "./paths.js";
 
 const ASKED_KEY = "safelight.asked";
 const PROMPTS_KEY = "safelight.prompts";
@@ -19,12 +21,16 @@ const NARROW = 1100;
 const CHANGED_AT_ONCE = 1000;
 const DOCUMENTATION = "/help/index.html";
 
-/** Load everything that the page shows, then follow the events. */
+let stopListening = () => {};
+
+/** Load everything that the page shows, then follow the events. Nothing, if somebody must log in first. */
 export async function start() {
+  stopListening();
+  if (!(await loadMe())) return;
   /** @type {boolean | null} */
   let connected = null;
   await loadAll();
-  api.listen(
+  stopListening = api.listen(
     {
       job: onJob,
       progress: (data) => change((state) => ({ progress: { ...state.progress, [data.job]: data } })),
@@ -60,17 +66,19 @@ async function loadAll() {
     api.get("/queue", { limit: WAITING_SHOWN }),
     api.get("/boards"),
     api.get("/presets"),
-    api.get("/downloads"),
+    may("member") ? api.get("/downloads") : [],
   ]);
   const defaultModel = (models.find((/** @type {any} */ one) => one.is_default) ?? models[0])?.name ?? "";
   change({ fields, families, models, adapters, health, slots, queue, boards, presets, downloads, defaultModel, online: true });
   if (first) {
     restoreForm();
+    const { me } = current();
+    if (me.people) change((state) => ({ filter: { ...state.filter, person: me.name } }));
     change({ asked: JSON.parse(localStorage.getItem(ASKED_KEY) ?? "[]") });
   }
   await loadSheet();
   if (health.worker === "starting") loadHealth().catch(report);
-  if (first) fetch(DOCUMENTATION, { method: "HEAD" }).then((answer) => change({ documentation: answer.ok }), () => undefined);
+  if (first) fetch(onServer(DOCUMENTATION), { method: "HEAD" }).then((answer) => change({ documentation: answer.ok }), () => undefined);
   loadMemory().catch(() => undefined);
   change((state) => ({ galleryVersion: state.galleryVersion + 1, ready: true }));
 }
@@ -96,10 +104,12 @@ export async function loadPresets() {
 }
 
 export async function loadDoctor() {
+  if (!may("admin")) return;
   change({ doctor: await api.get("/doctor") });
 }
 
 async function loadCompacting() {
+  if (!may("admin")) return;
   change({ compacting: await api.get("/compacting") });
 }
 
@@ -298,6 +308,14 @@ export async function makeGrid(x, y) {
   await loadJobs(current().asked).catch(report);
 }
 
+/** End the session. What the browser has stored of it goes, because others may use the browser. */
+export async function logOut() {
+  if ((await attempt(() => api.post("/logout"))) === undefined) return;
+  localStorage.removeItem(ASKED_KEY);
+  localStorage.removeItem(PROMPTS_KEY);
+  location.assign(onServer("/"));
+}
+
 /** @param {string} prompt */
 function rememberPrompt(prompt) {
   if (!prompt) return;
@@ -317,7 +335,8 @@ export function promptHistory() {
 /** @param {string} job */
 export const cancel = (job) => attempt(() => api.post(`/jobs/${job}/cancel`));
 
-export const cancelWaiting = () => attempt(() => api.post("/queue/cancel"));
+/** @param {boolean} everybody also other people's jobs */
+export const cancelWaiting = (everybody = false) => attempt(() => api.post(`/queue/cancel${everybody ? "?everybody=true" : ""}`));
 
 /** Let jobs that wait start in this order. @param {string[]} ids */
 export const setOrder = (ids) => attempt(() => api.put("/queue/order", { ids }));
@@ -404,6 +423,11 @@ export function report(error) {
   if (error instanceof api.Unreachable) {
     change({ online: false });
     waitForServer();
+    return;
+  }
+  if (error instanceof api.Refused && error.status === 401 && current().me?.people) {
+    stopListening();
+    mustLogIn();
     return;
   }
   const message = error instanceof Error ? error.message : String(error);

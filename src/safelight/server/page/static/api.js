@@ -1,6 +1,8 @@
 // @ts-check
 /** A client of the native API, as anybody could write one. */
 
+import { onServer } from "./paths.js";
+
 const RECONNECT_MS = 3000;
 
 /** An answer of the server that refuses a request. */
@@ -29,7 +31,7 @@ export class Unreachable extends Error {}
 async function ask(method, path, body) {
   let answer;
   try {
-    answer = await fetch(`/api/v1${path}`, {
+    answer = await fetch(onServer(`/api/v1${path}`), {
       method,
       headers: body === undefined ? {} : { "Content-Type": "application/json" },
       body: body === undefined ? undefined : JSON.stringify(body),
@@ -99,7 +101,7 @@ export function listen(handlers, onConnection) {
   /** @type {EventSource} */
   let source;
   const connect = () => {
-    source = new EventSource("/api/v1/events");
+    source = new EventSource(onServer("/api/v1/events"));
     source.onopen = () => onConnection(true);
     source.onerror = () => {
       onConnection(false);

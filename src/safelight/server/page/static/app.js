@@ -6,6 +6,7 @@ import { emptyCanvas } from "./canvas/document.js";
 import { html, render, useEffect, useState } from "./lib/htm-preact.js";
 import { HelpLink, IconButton, pictureFrom, Toasts } from "./parts/elements.js";
 import { readPicture } from "./parts/form.js";
+import { LogIn } from "./parts/people.js";
 import { go, startRouter } from "./router.js";
 import { change, current, useStore } from "./store.js";
 import { languageNow, t } from "./strings.js";
@@ -16,6 +17,7 @@ import { Gallery } from "./views/gallery.js";
 import { Models } from "./views/models.js";
 import { SettingsView } from "./views/settings.js";
 import { CanvasView } from "./views/canvas.js";
+import { onServer } from "./paths.js";
 
 /** @type {Record<string, any>} */
 const VIEWS = { create: Create, canvas: CanvasView, gallery: Gallery, compare: Compare, models: Models, settings: SettingsView };
@@ -23,6 +25,7 @@ const VIEWS = { create: Create, canvas: CanvasView, gallery: Gallery, compare: C
 function App() {
   const ready = useStore((state) => state.ready);
   const route = useStore((state) => state.route);
+  const outside = useStore((state) => state.me?.people && !state.me.name);
   useStore((state) => state.language);
   const [failed, setFailed] = useState("");
   useEffect(() => {
@@ -41,7 +44,7 @@ function App() {
     <a class="skip" href="#main">${t("to_content")}</a>
     <${Top} view=${route.view} />
     <main id="main" tabindex="-1" onDragOver=${(/** @type {any} */ event) => event.preventDefault()} onDrop=${dropped}>
-      ${ready ? html`<${View} />` : html`<p class="empty" role="status">${failed ? t("cannot_start", { why: failed }) : t("loading")}</p>`}
+      ${outside ? html`<${LogIn} />` : ready ? html`<${View} />` : html`<p class="empty" role="status">${failed ? t("cannot_start", { why: failed }) : t("loading")}</p>`}
     </main>
     <${Toasts} inDialog=${false} />
     <${Said} />
@@ -67,17 +70,19 @@ function Top({ view }) {
   const busy = useStore((state) => state.queue.running.length > 0);
   const device = health?.run ? `${health.run.device}, ${health.run.dtype}` : t("worker_starting");
   const trouble = health?.status === "waiting" ? health.problem : "";
+  const name = useStore((state) => state.me?.name);
   const toggle = () => {
     const dark = getComputedStyle(document.documentElement).getPropertyValue("--is-dark").trim() === "1";
     setTheme(dark ? "light" : "dark");
     change({ theme: dark ? "light" : "dark" });
   };
   return html`<header class="top">
-    <a class="brand" href="/" aria-label="Safelight"><span class="lamp" data-busy=${busy ? "" : undefined} /> <span class="brand-name">Safelight</span></a>
+    <a class="brand" href=${onServer("/")} aria-label="Safelight"><span class="lamp" data-busy=${busy ? "" : undefined} /> <span class="brand-name">Safelight</span></a>
     <nav aria-label=${t("views")}>
-      ${Object.keys(VIEWS).map((name) => html`<a href=${name === "create" ? "/" : `/${name}`} aria-current=${view === name ? "page" : undefined}>${t(`view_${name}`)}</a>`)}
+      ${Object.keys(VIEWS).map((name) => html`<a href=${onServer(name === "create" ? "/" : `/${name}`)} aria-current=${view === name ? "page" : undefined}>${t(`view_${name}`)}</a>`)}
     </nav>
     <span class="status note">${device}</span>
+    ${name && html`<a class="who" href=${onServer("/settings")} title=${t("account")}>${name}</a>`}
     <${HelpLink} page="index" label=${t("documentation")} />
     <${IconButton} icon="contrast" label=${t("light_or_dark")} onClick=${toggle} />
     ${!online && html`<p class="banner" role="alert">${t("offline")}</p>`}
@@ -86,7 +91,7 @@ function Top({ view }) {
 }
 
 function Lost() {
-  return html`<p class="empty">${t("no_view")} <a href="/">${t("view_create")}</a></p>`;
+  return html`<p class="empty">${t("no_view")} <a href=${onServer("/")}>${t("view_create")}</a></p>`;
 }
 
 /** What screen readers say. */
@@ -109,7 +114,8 @@ change({
   presets: {},
   models: [],
   adapters: [],
-  queue: { running: [], waiting: [] },
+  queue: { running: [], waiting: [], others_running: 0, others_waiting: 0 },
+  me: null,
   progress: {},
   memory: null,
   memoryHistory: [],
@@ -123,7 +129,7 @@ change({
   compared: "",
   switchHistory: [],
   galleryVersion: 0,
-  filter: { search: "", model: "", lora: "", tag: "", board: "", program: "", starred: false, trashed: false, seed: "", from: "", to: "" },
+  filter: { search: "", model: "", lora: "", tag: "", board: "", program: "", starred: false, trashed: false, seed: "", from: "", to: "", person: "" },
   problem: null,
   said: "",
   canvas: emptyCanvas(),

@@ -2,12 +2,13 @@
 /** The address of the page says which view it shows, so that the back button and links work. */
 
 import { change, current } from "./store.js";
+import { BASE, onServer } from "./paths.js";
 
 /** @typedef {{view: string, item: string, query: Record<string, string>}} Route */
 
 /** @returns {Route} */
 export function readAddress() {
-  const [, view = "", item = ""] = location.pathname.split("/");
+  const [, view = "", item = ""] = location.pathname.slice(BASE.length).split("/");
   return {
     view: decodeURIComponent(view) || "create",
     item: decodeURIComponent(item),
@@ -15,10 +16,10 @@ export function readAddress() {
   };
 }
 
-/** @param {string} path @param {{replace?: boolean}} [how] */
+/** @param {string} path without the server's own @param {{replace?: boolean}} [how] */
 export function go(path, how = {}) {
-  if (how.replace) history.replaceState(null, "", path);
-  else history.pushState(null, "", path);
+  if (how.replace) history.replaceState(null, "", onServer(path));
+  else history.pushState(null, "", onServer(path));
   const before = current().route.view;
   change({ route: readAddress() });
   if (current().route.view !== before) scrollTo(0, 0);
@@ -29,11 +30,11 @@ export function startRouter() {
   change({ route: readAddress() });
   addEventListener("popstate", () => change({ route: readAddress() }));
   document.addEventListener("click", (event) => {
-    const link = /** @type {Element} */ (event.target).closest("a[href^='/']");
+    const link = /** @type {Element} */ (event.target).closest(`a[href^='${BASE}/']`);
     const plain = event.button === 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
-    if (!link || !plain || link.hasAttribute("download") || link.getAttribute("target") || link.getAttribute("href")?.startsWith("/api/")) return;
+    if (!link || !plain || link.hasAttribute("download") || link.getAttribute("target") || link.getAttribute("href")?.startsWith(onServer("/api/"))) return;
     event.preventDefault();
-    go(link.getAttribute("href") ?? "/");
+    go((link.getAttribute("href") ?? onServer("/")).slice(BASE.length) || "/");
   });
 }
 

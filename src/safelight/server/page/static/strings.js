@@ -1,13 +1,7 @@
 // @ts-check
 /** The texts of the page, in the language of the browser. Each language has one file. */
 
-import { en } from "./strings/en.js";
-import { zh } from "./strings/zh.js";
-
-/** @type {Record<string, Record<string, string>>} */
-export const LANGUAGES = { en, zh };
-
-/** The names of the languages, each in itself. */
+/** The names of the languages, each in itself. @type {Record<string, string>} */
 export const LANGUAGE_NAMES = { en: "English", zh: "中文" };
 
 const KEY = "safelight.language";
@@ -16,13 +10,19 @@ let language = chosen();
 
 function chosen() {
   const asked = [localStorage.getItem(KEY) ?? "", ...navigator.languages].map((one) => one.toLowerCase().split("-")[0]);
-  return asked.find((one) => one in LANGUAGES) ?? "en";
+  return asked.find((one) => one in LANGUAGE_NAMES) ?? "en";
 }
+
+/** Load the texts of a language. A browser needs only one. @param {string} name @returns {Promise<Record<string, string>>} */
+const load = async (name) => (await import(`./strings/${name}.js`))[name];
+
+let texts = await load(language);
 
 export const languageNow = () => language;
 
 /** @param {string} name the language to use from now on */
-export function setLanguage(name) {
+export async function setLanguage(name) {
+  texts = await load(name);
   language = name;
   localStorage.setItem(KEY, name);
   document.documentElement.lang = name;
@@ -34,7 +34,7 @@ export function setLanguage(name) {
  * @param {Record<string, string | number>} [values] replace `{name}` in the text
  */
 export function t(key, values = {}) {
-  const text = LANGUAGES[language][key] ?? en[key] ?? key;
+  const text = texts[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (whole, name) => String(values[name] ?? whole));
 }
 

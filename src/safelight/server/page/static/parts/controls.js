@@ -8,6 +8,7 @@ import { html, useEffect, useRef, useState } from "../lib/htm-preact.js";
 import { current, useStore } from "../store.js";
 import { t } from "../strings.js";
 import { IconButton, NumberField, PictureDrop, Section, SelectField, SliderField } from "./elements.js";
+import { onServer } from "../paths.js";
 
 /** Milliseconds after the last change until a preprocessor runs. */
 const PREVIEW_AFTER = 300;
@@ -33,7 +34,7 @@ export function FormPicture({ label, digest, field, onChange }) {
   };
   return html`<div class="form-picture" ref=${place}>
     <${PictureDrop} label=${digest ? t("replace_picture", { what: label }) : t("choose_picture", { what: label })} onPicture=${take}>
-      ${digest && html`<img src=${`/api/v1/inputs/${digest}`} alt=${label} />`}
+      ${digest && html`<img src=${onServer(`/api/v1/inputs/${digest}`)} alt=${label} />`}
     <//>
     ${digest && html`<${IconButton} icon="close" label=${t("remove_named", { name: label })} onClick=${() => onChange("")} />`}
     ${problem && html`<p class="problem" role="alert">${problem}</p>`}

@@ -5,6 +5,7 @@ import { html, useEffect, useRef, useState } from "../lib/htm-preact.js";
 import { showField } from "../form.js";
 import { change, removeToast, useStore } from "../store.js";
 import { languageNow, t } from "../strings.js";
+import { onServer } from "../paths.js";
 
 const PATHS = {
   close: "M6 6l12 12M18 6L6 18",
@@ -40,7 +41,7 @@ export function HelpLink({ page, label }) {
   const there = useStore((state) => state.documentation);
   if (!there) return null;
   const folder = languageNow() === "zh" && TRANSLATED.includes(page) ? "zh/" : "";
-  return html`<a class="help-link" href=${`/help/${folder}${page}.html`} target="_blank" rel="noreferrer">${label}</a>`;
+  return html`<a class="help-link" href=${onServer(`/help/${folder}${page}.html`)} target="_blank" rel="noreferrer">${label}</a>`;
 }
 
 /** A button with an icon. @param {any} props `icon`, `label`, and what a button has */
@@ -127,10 +128,10 @@ export function SelectField({ label, value, onChange, options, help, field, note
 }
 
 /** @param {any} props */
-export function TextField({ label, value, onChange, help, field, placeholder, type = "text", note, readonly = false }) {
+export function TextField({ label, value, onChange, help, field, placeholder, type = "text", note, readonly = false, autocomplete }) {
   const id = useId();
   return html`<${Labelled} ...${{ label, help, field, id, note }}>
-    <input id=${id} type=${type} value=${value} placeholder=${placeholder} readonly=${readonly} onInput=${(/** @type {any} */ event) => onChange(event.currentTarget.value)} />
+    <input id=${id} type=${type} value=${value} placeholder=${placeholder} readonly=${readonly} autocomplete=${autocomplete} onInput=${(/** @type {any} */ event) => onChange(event.currentTarget.value)} />
   <//>`;
 }
 
@@ -211,7 +212,7 @@ export function Dialog({ label, onClose, children, className = "" }) {
 export async function pictureFrom(from) {
   const file = [...(from.files ?? [])].find((one) => one.type.startsWith("image/"));
   const address = "getData" in from ? from.getData("text/uri-list") : "";
-  if (file || !address.startsWith(`${location.origin}/api/`)) return file ?? null;
+  if (file || !address.startsWith(`${location.origin}${onServer("/api/")}`)) return file ?? null;
   return (await fetch(address)).blob();
 }
 

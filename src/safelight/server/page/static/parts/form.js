@@ -11,6 +11,7 @@ import { Dialog, Icon, IconButton, NumberField, Section, SelectField, SliderFiel
 import { Controls, FormPicture } from "./controls.js";
 import { ModelPicker, residence } from "./models.js";
 import { Prompt } from "./prompt.js";
+import { onServer } from "../paths.js";
 
 const ASPECTS = [
   ["1:1", 1],
@@ -174,7 +175,7 @@ function FromPicture() {
     <${FormPicture} label=${t("start_picture")} digest=${form.image} field="image" onChange=${(/** @type {string} */ image) => setForm({ image, mask: image ? current().form.mask : "" })} />
     ${form.image && html`
       <${Slide} name="strength" />
-      <p class="note"><a href="/canvas">${t("paint_mask")}</a></p>
+      <p class="note"><a href=${onServer("/canvas")}>${t("paint_mask")}</a></p>
       <${FormPicture} label=${t("mask")} digest=${form.mask} field="mask" onChange=${(/** @type {string} */ mask) => setForm({ mask })} />
       ${form.mask && html`<div class="row"><${Value} name="mask_blur" /><${Value} name="mask_padding" placeholder=${t("whole_picture")} /></div>`}
       ${form.outpaint.length > 0 && html`<div class="row spread"><p class="note">${t("outpaint", { sides: form.outpaint.join(", ") })}</p><${IconButton} icon="close" label=${t("remove_named", { name: t("outpaint", { sides: form.outpaint.join(", ") }) })} onClick=${() => setForm({ outpaint: [] })} /></div>`}

@@ -6,6 +6,7 @@ import { setForm, showField } from "../form.js";
 import { useStore } from "../store.js";
 import { duration, size, t } from "../strings.js";
 import { Icon, IconButton } from "./elements.js";
+import { onServer } from "../paths.js";
 
 /** @typedef {"whole" | "part" | "none"} Residence */
 
@@ -26,7 +27,7 @@ export function residence(model, memory) {
 
 /** The picture of a model, or its initials. @param {{model: any}} props */
 export function ModelPicture({ model }) {
-  if (model.preview) return html`<img class="model-picture" src=${model.preview} alt="" loading="lazy" />`;
+  if (model.preview) return html`<img class="model-picture" src=${onServer(model.preview)} alt="" loading="lazy" />`;
   return html`<span class="model-picture" aria-hidden="true">${[...model.name].slice(0, 2).join("")}</span>`;
 }
 
@@ -91,7 +92,7 @@ export function ModelPicker() {
           </li>`;
         })}
       </ul>
-      ${!found.length && html`<p class="note">${models.length ? t("no_model_found") : t("no_models")} <a href="/models">${t("get_models")}</a></p>`}
+      ${!found.length && html`<p class="note">${models.length ? t("no_model_found") : t("no_models")} <a href=${onServer("/models")}>${t("get_models")}</a></p>`}
     </div>`}
   </div>`;
 }

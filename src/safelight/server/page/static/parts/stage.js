@@ -9,6 +9,7 @@ import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib/htm-p
 import { useStore } from "../store.js";
 import { t } from "../strings.js";
 import { IconButton, pictureFrom } from "./elements.js";
+import { onServer } from "../paths.js";
 
 const LEAST_SCALE = 0.05;
 const MOST_SCALE = 16;
@@ -148,7 +149,7 @@ export function Stage({ tool, layer, radius, colour, shown }) {
     }}>
     <div class="paper" ref=${paper} style=${{ transform: `translate(${view.x}px, ${view.y}px) scale(${view.scale})`, width: `${canvas.width}px`, height: `${canvas.height}px` }} />
     <div class="paper over" style=${{ transform: `translate(${view.x}px, ${view.y}px) scale(${view.scale})`, width: `${canvas.width}px`, height: `${canvas.height}px` }}>
-      ${shown && html`<img src=${shown.url} alt="" style=${{ left: `${place.x}px`, top: `${place.y}px`, width: `${place.width}px`, height: `${place.height}px` }} />`}
+      ${shown && html`<img src=${onServer(shown.url)} alt="" style=${{ left: `${place.x}px`, top: `${place.y}px`, width: `${place.width}px`, height: `${place.height}px` }} />`}
     </div>
     <svg class="overlay" aria-hidden="true"><g transform=${`translate(${view.x} ${view.y}) scale(${view.scale})`}>
       <rect class="box" x=${box.x} y=${box.y} width=${box.width} height=${box.height} />

@@ -7,6 +7,7 @@ import { html, useEffect, useState } from "../lib/htm-preact.js";
 import { useStore } from "../store.js";
 import { t, when } from "../strings.js";
 import { HelpLink, NumberField } from "./elements.js";
+import { onServer } from "../paths.js";
 
 /** What the worker computes with, and what was verified. */
 export function Trust() {
@@ -72,7 +73,7 @@ function Evidence() {
     </li>`)}</ul>`}
     <h3>${t("repairs")}</h3>
     ${repairs.length ? html`<dl class="facts">${repairs.map(([helped, one]) => html`<dt>${t("times", { count: one.times })}</dt><dd>${helped} (${one.suspect}): ${one.last}</dd>`)}</dl>` : html`<p class="note">${t("no_repairs")}</p>`}
-    ${found.soak_plot && html`<h3>${t("soak_plot")}</h3><a href=${found.soak_plot} target="_blank" rel="noreferrer"><img class="soak-plot" src=${`${found.soak_plot}?${ended ?? 0}`} alt=${t("soak_plot")} /></a>`}`;
+    ${found.soak_plot && html`<h3>${t("soak_plot")}</h3><a href=${onServer(found.soak_plot)} target="_blank" rel="noreferrer"><img class="soak-plot" src=${`${onServer(found.soak_plot)}?${ended ?? 0}`} alt=${t("soak_plot")} /></a>`}`;
 }
 
 /** @type {(value: any) => string} */

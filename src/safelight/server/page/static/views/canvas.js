@@ -4,6 +4,7 @@
 import * as api from "../api.js";
 import { attempt, modelIsChosen, queue, report, someSeed } from "../actions.js";
 import { controlsOf } from "../canvas/controls.js";
+import { onServer } from "../paths.js";
 import { accept, addResults, boxContent, clearMask, discard, exported, invertMask, newCanvas, openOnCanvas, redo, setBox, undo } from "../canvas/document.js";
 import { LEAST_BOX, SNAP } from "../canvas/geometry.js";
 import { chosenVariants, requests, setForm } from "../form.js";
@@ -145,9 +146,9 @@ function Editor() {
       <${Running} />
       ${(candidates.length > 0 || waiting > 0) && html`<section class="card candidates" aria-label=${t("candidates")}>
         <h2>${t("candidates")} ${waiting > 0 && html`<small>${t("waiting_count", { count: waiting })}</small>`}</h2>
-        <div class="row">${candidates.map((/** @type {any} */ image) => html`<button type="button" class="thumbnail" aria-pressed=${shown?.id === image.id} aria-label=${t("image_by", { model: image.model, seed: image.seed })} onClick=${() => setShown(shown?.id === image.id ? null : image)}><img src=${image.thumbnail} alt="" /></button>`)}</div>
+        <div class="row">${candidates.map((/** @type {any} */ image) => html`<button type="button" class="thumbnail" aria-pressed=${shown?.id === image.id} aria-label=${t("image_by", { model: image.model, seed: image.seed })} onClick=${() => setShown(shown?.id === image.id ? null : image)}><img src=${onServer(image.thumbnail)} alt="" /></button>`)}</div>
         <div class="row">
-          <button type="button" class="primary" disabled=${!shown && candidates.length !== 1} onClick=${() => attempt(() => accept((shown ?? candidates[0]).url, canvas.boxes[(shown ?? candidates[0]).job] ?? canvas.box)).then(() => setShown(null))}>${t("accept")}</button>
+          <button type="button" class="primary" disabled=${!shown && candidates.length !== 1} onClick=${() => attempt(() => accept(onServer((shown ?? candidates[0]).url), canvas.boxes[(shown ?? candidates[0]).job] ?? canvas.box)).then(() => setShown(null))}>${t("accept")}</button>
           <button type="button" onClick=${() => (setShown(null), discard())}>${t("discard")}</button>
         </div>
       </section>`}

@@ -9,6 +9,7 @@ import { Thumbnail } from "../parts/image.js";
 import { go } from "../router.js";
 import { change, useStore } from "../store.js";
 import { t } from "../strings.js";
+import { onServer } from "../paths.js";
 
 const FLICKER_MS = 600;
 
@@ -38,7 +39,7 @@ export function Compare() {
     <div class="sheet">
       ${images.map((image, at) => html`<figure key=${image.id} data-pair=${pair.includes(at) ? "" : undefined}>
         <${Thumbnail} image=${image} selected=${pair.includes(at)} onOpen=${() => choose(at)} />
-        <figcaption>${image.model} <small>${image.seed}</small> <a href=${`/gallery/${image.id}`}>${t("open")}</a></figcaption></figure>`)}
+        <figcaption>${image.model} <small>${image.seed}</small> <a href=${onServer(`/gallery/${image.id}`)}>${t("open")}</a></figcaption></figure>`)}
     </div>
     <${Grid} />
   </div>`;
@@ -59,7 +60,7 @@ function Pair({ first, second }) {
   useEffect(() => {
     if (way !== "difference") return;
     setDifference(null);
-    subtract(first.url, second.url, canvas.current).then(setDifference, () => setDifference({ problem: t("cannot_compare") }));
+    subtract(onServer(first.url), onServer(second.url), canvas.current).then(setDifference, () => setDifference({ problem: t("cannot_compare") }));
   }, [way, first.id, second.id]);
   /** The line between the images is where the pointer is. @param {any} event */
   const follow = (event) => {
@@ -77,8 +78,8 @@ function Pair({ first, second }) {
     <div class="pair-stage" onPointerDown=${follow} onPointerMove=${(/** @type {any} */ event) => event.buttons && follow(event)} style=${{ aspectRatio: `${first.width} / ${first.height}` }}>
       ${way === "difference"
         ? html`<canvas ref=${canvas} aria-label=${t("compare_difference")} />`
-        : html`<img src=${first.url} alt=${first.model} draggable=${false} />
-            <img src=${second.url} alt=${second.model} draggable=${false} style=${{ clipPath: way === "slider" ? `inset(0 0 0 ${share}%)` : "none", visibility: way === "flicker" && !shown ? "hidden" : "visible" }} />`}
+        : html`<img src=${onServer(first.url)} alt=${first.model} draggable=${false} />
+            <img src=${onServer(second.url)} alt=${second.model} draggable=${false} style=${{ clipPath: way === "slider" ? `inset(0 0 0 ${share}%)` : "none", visibility: way === "flicker" && !shown ? "hidden" : "visible" }} />`}
     </div>
     ${way === "slider" && html`<input type="range" min="0" max="100" value=${share} aria-label=${t("compare_slider")} onInput=${(/** @type {any} */ event) => setShare(Number(event.currentTarget.value))} />`}
     ${way === "flicker" && html`<button type="button" onClick=${() => setShown(!shown)}>${t("other_image")}</button>`}

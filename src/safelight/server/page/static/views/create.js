@@ -11,6 +11,7 @@ import { Memory } from "../parts/memory.js";
 import { go } from "../router.js";
 import { useStore } from "../store.js";
 import { duration, t } from "../strings.js";
+import { onServer } from "../paths.js";
 
 export function Create() {
   return html`<div class="create">
@@ -55,7 +56,10 @@ function RunningJob({ job, known, slot }) {
 export function Waiting() {
   const waiting = useStore((state) => state.queue.waiting);
   const [dragged, setDragged] = useState("");
-  if (!waiting.length) return null;
+  const others = useStore((state) => state.queue.others_running + state.queue.others_waiting);
+  const me = useStore((state) => state.me);
+  const othersNote = others > 0 && html`<p class="note">${t("others_waiting", { count: others })}</p>`;
+  if (!waiting.length) return othersNote || null;
   const ids = waiting.map((/** @type {any} */ place) => place.job.id);
   /** Put a job at another place. @param {string} id @param {number} at */
   const move = (id, at) => {
@@ -63,12 +67,13 @@ export function Waiting() {
     setOrder([...others.slice(0, at), id, ...others.slice(at)]);
   };
   return html`<section class="card" aria-label=${t("queue")}>
-    <div class="row spread"><h2>${t("queue_count", { count: waiting.length })}</h2><button type="button" onClick=${cancelWaiting}>${t("cancel_all")}</button></div>
+    <div class="row spread"><h2>${t("queue_count", { count: waiting.length })}</h2><span class="row">${me?.people && me.role === "admin" && html`<button type="button" onClick=${() => cancelWaiting(true)}>${t("cancel_everybody")}</button>`}<button type="button" onClick=${() => cancelWaiting()}>${t("cancel_all")}</button></span></div>
+    ${othersNote}
     <ol class="queue">
       ${waiting.map(
         (/** @type {any} */ place, /** @type {number} */ at) => html`<li key=${place.job.id} draggable=${true}
           onDragStart=${() => setDragged(place.job.id)} onDragOver=${(/** @type {any} */ event) => event.preventDefault()} onDrop=${() => (dragged && move(dragged, at), setDragged(""))}>
-          <span class="queue-text">${at + 1}. ${place.job.model}: ${place.job.request.prompt || t("no_prompt")} <small>${place.job.request.seed}</small></span>
+          <span class="queue-text">${place.place + 1}. ${place.job.person && place.job.person !== me?.name ? `${place.job.person} · ` : ""}${place.job.model}: ${place.job.request.prompt || t("no_prompt")} <small>${place.job.request.seed}</small></span>
           <span class="note">${place.reason}</span>
           <${IconButton} icon="up" label=${t("sooner")} disabled=${at === 0} onClick=${() => move(place.job.id, at - 1)} />
           <${IconButton} icon="down" label=${t("later")} disabled=${at === waiting.length - 1} onClick=${() => move(place.job.id, at + 1)} />
@@ -90,7 +95,7 @@ function Sheet() {
   return html`<section aria-label=${t("last_request")}>
     <div class="row spread">
       <h2>${there[0].request.prompt || t("no_prompt")}</h2>
-      ${images.length > 1 && html`<a class="button" href=${`/compare?images=${images.map((/** @type {any} */ image) => image.id).join(",")}`}>${t("compare")}</a>`}
+      ${images.length > 1 && html`<a class="button" href=${onServer(`/compare?images=${images.map((/** @type {any} */ image) => image.id).join(",")}`)}>${t("compare")}</a>`}
     </div>
     <div class="sheet">
       ${there.map((/** @type {any} */ job) => [...Array(job.request.count).keys()].map((place) => html`<${Cell} key=${`${job.id}${place}`} job=${job} image=${(sheet[job.id] ?? []).find((/** @type {any} */ one) => one.place === place)} />`))}
@@ -117,7 +122,7 @@ function Earlier() {
   const images = earlier.filter((/** @type {string} */ id) => !asked.includes(id)).flatMap((/** @type {string} */ id) => sheet[id] ?? []);
   if (!images.length) return null;
   return html`<section aria-label=${t("earlier")}>
-    <div class="row spread"><h2>${t("earlier")}</h2><a href="/gallery">${t("all_images")}</a></div>
+    <div class="row spread"><h2>${t("earlier")}</h2><a href=${onServer("/gallery")}>${t("all_images")}</a></div>
     <div class="earlier">${images.map((/** @type {any} */ image) => html`<${Thumbnail} key=${image.id} image=${image} onOpen=${() => go(`/gallery/${image.id}`)} />`)}</div>
   </section>`;
 }
@@ -133,6 +138,6 @@ function Welcome() {
     <p>${models.length ? t("welcome_models") : t("welcome_no_models")}</p>
     ${starters && html`<div class="chips" role="group" aria-label=${t("examples")}>${EXAMPLES.map((prompt) => html`<button type="button" onClick=${() => setForm({ prompt })}>${prompt}</button>`)}</div>`}
     <p class="note">${t("welcome_keys")}</p>
-    <p><a class="button" href="/models">${t("get_models")}</a> <${HelpLink} page="tutorial" label=${t("tutorial")} /></p>
+    <p><a class="button" href=${onServer("/models")}>${t("get_models")}</a> <${HelpLink} page="tutorial" label=${t("tutorial")} /></p>
   </section>`;
 }

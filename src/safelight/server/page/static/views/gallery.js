@@ -11,6 +11,7 @@ import { go } from "../router.js";
 import { change, useStore } from "../store.js";
 import { t } from "../strings.js";
 import { ImageView } from "./image.js";
+import { onServer } from "../paths.js";
 
 const GAP = 10;
 const SIDE = 180;
@@ -82,6 +83,11 @@ function Filters({ count }) {
   const version = useStore((state) => state.galleryVersion);
   const [facets, setFacets] = useState({ models: {}, loras: {}, tags: {}, programs: {} });
   const [naming, setNaming] = useState(false);
+  const me = useStore((state) => state.me);
+  const [people, setPeople] = useState(/** @type {string[]} */ ([]));
+  useEffect(() => {
+    if (me?.people && me.role === "admin") api.get("/people").then((all) => setPeople(all.map((/** @type {any} */ one) => one.name)), report);
+  }, [me]);
   useEffect(() => {
     api.get("/images/facets").then(setFacets, () => undefined);
   }, [version]);
@@ -97,14 +103,15 @@ function Filters({ count }) {
       <button type="button" aria-pressed=${filter.trashed} onClick=${() => set({ trashed: !filter.trashed })}><${Icon} name="trash" /> ${t("trash")}</button>
       <span class="note" role="status">${t("images_count", { count })}</span>
     </div>
+    ${me?.people && html`<div class="row"><${SelectField} label=${t("whose")} value=${filter.person} options=${[[me.name, t("whose_mine")], ["", t("whose_all")], ...people.filter((name) => name !== me.name).map((name) => [name, name])]} onChange=${(/** @type {string} */ person) => set({ person })} /></div>`}
     <div class="row boards">
       <button type="button" aria-pressed=${!filter.board} onClick=${() => set({ board: "" })}>${t("all_boards")}</button>
-      ${boards.map((/** @type {any} */ one) => html`<button type="button" key=${one.id} aria-pressed=${filter.board === one.id} onClick=${() => set({ board: one.id })}
+      ${boards.map((/** @type {any} */ one) => html`<button type="button" key=${one.id} aria-pressed=${filter.board === one.id} onClick=${() => set({ board: one.id, ...(one.person !== me?.name ? { person: "" } : {}) })}
         onDragOver=${(/** @type {any} */ event) => event.preventDefault()}
-        onDrop=${(/** @type {any} */ event) => dropOnBoard(event, one.id)}>${one.name} <small>${one.images}</small></button>`)}
+        onDrop=${(/** @type {any} */ event) => dropOnBoard(event, one.id)}>${one.name} <small>${one.images}${one.shared ? ` · ${one.person === me?.name ? t("shared_board") : t("shared_by", { name: one.person })}` : ""}</small></button>`)}
       <button type="button" aria-pressed=${filter.board === "none"} onClick=${() => set({ board: "none" })}>${t("no_board")}</button>
       <${IconButton} icon="plus" label=${t("new_board")} onClick=${() => setNaming(true)} />
-      ${board && html`<${BoardMenu} board=${board} />`}
+      ${board && (board.person === me?.name || me?.role === "admin") && html`<${BoardMenu} board=${board} />`}
     </div>
     <details class="more-filters"><summary>${t("more_filters")}</summary><div class="row">
       <${SelectField} label=${t("model")} value=${filter.model} options=${options(facets.models)} onChange=${(/** @type {string} */ model) => set({ model })} />
@@ -132,9 +139,11 @@ function dropOnBoard(event, board) {
 
 /** @param {{board: any}} props */
 function BoardMenu({ board }) {
+  const people = useStore((state) => state.me?.people);
   const [naming, setNaming] = useState(false);
   return html`<${Menu} label=${board.name}>
       <button type="button" onClick=${() => setNaming(true)}>${t("rename")}</button>
+      ${people && html`<button type="button" onClick=${() => attempt(() => api.patch(`/boards/${board.id}`, { shared: !board.shared }))}>${board.shared ? t("unshare_board") : t("share_board")}</button>`}
       <button type="button" onClick=${() => attempt(() => api.remove(`/boards/${board.id}`)).then(() => change((state) => ({ filter: { ...state.filter, board: "" } })))}>${t("delete_board")}</button>
     <//>
     ${naming && html`<${BoardName} name=${board.name} onClose=${() => setNaming(false)} onName=${(/** @type {string} */ name) => attempt(() => api.patch(`/boards/${board.id}`, { name }))} />`}`;
@@ -178,7 +187,7 @@ function Bulk({ ids, onClear }) {
           <//>
           <button type="button" onClick=${() => setTagging(true)}>${t("add_tag")}</button>
           <button type="button" onClick=${() => attempt(() => api.download("/images/export", { ids }, "safelight-images.zip"))}>${t("export")}</button>
-          ${ids.length > 1 && ids.length <= 100 && html`<a class="button" href=${`/compare?images=${ids.join(",")}`}>${t("compare")}</a>`}
+          ${ids.length > 1 && ids.length <= 100 && html`<a class="button" href=${onServer(`/compare?images=${ids.join(",")}`)}>${t("compare")}</a>`}
           <button type="button" disabled=${checked >= 0} onClick=${checkAll}>${checked >= 0 ? t("checking_count", { done: checked, count: ids.length }) : t("same_ask")}</button>
           <button type="button" onClick=${() => trash(ids)}>${t("remove")}</button>`}
     <button type="button" class="quiet" onClick=${onClear}>${t("clear_selection")}</button>

@@ -11,6 +11,7 @@ import { openOnCanvas } from "../canvas/document.js";
 import { go } from "../router.js";
 import { current, useStore } from "../store.js";
 import { t, when } from "../strings.js";
+import { onServer } from "../paths.js";
 
 const SHOWN = ["model", "seed", "steps", "cfg", "guidance", "sampler", "schedule", "width", "height", "strength", "vae", "clip_skip"];
 
@@ -77,7 +78,7 @@ export function ImageView({ id, ids, onClose }) {
   };
 
   const startFrom = async () => {
-    const stored = await attempt(async () => api.storeInput(await (await fetch(image.url)).blob(), "image"));
+    const stored = await attempt(async () => api.storeInput(await (await fetch(onServer(image.url))).blob(), "image"));
     if (!stored) return;
     setForm({ image: stored.digest, mask: "" });
     go("/");
@@ -93,7 +94,7 @@ export function ImageView({ id, ids, onClose }) {
   const known = current().models.some((/** @type {any} */ model) => model.name === image.model);
   return html`<${Dialog} label=${t("image_by", { model: image.model || image.program, seed: image.seed ?? "?" })} onClose=${onClose} className="image-view">
     <div class="image-stage" data-zoomed=${zoomed ? "" : undefined}>
-      <button type="button" class="image-button" aria-label=${zoomed ? t("fit") : t("full_size")} onClick=${() => setZoomed(!zoomed)}><img src=${image.url} alt=${image.prompt} width=${image.width} height=${image.height} /></button>
+      <button type="button" class="image-button" aria-label=${zoomed ? t("fit") : t("full_size")} onClick=${() => setZoomed(!zoomed)}><img src=${onServer(image.url)} alt=${image.prompt} width=${image.width} height=${image.height} /></button>
       <${IconButton} icon="left" label=${t("previous")} disabled=${at <= 0} onClick=${() => move(-1)} />
       <${IconButton} icon="right" label=${t("next")} disabled=${at < 0 || at >= ids.length - 1} onClick=${() => move(1)} />
     </div>
@@ -103,13 +104,13 @@ export function ImageView({ id, ids, onClose }) {
       <div class="row">
         <button type="button" class="primary" onClick=${useSettings} disabled=${!image.metadata?.request && !made}>${t("use_settings")}</button>
         <button type="button" onClick=${startFrom}>${t("start_from")}</button>
-        <button type="button" onClick=${() => openOnCanvas(image.url).then(() => go("/canvas"), report)}>${t("edit")}</button>
+        <button type="button" onClick=${() => openOnCanvas(onServer(image.url)).then(() => go("/canvas"), report)}>${t("edit")}</button>
       </div>
       <div class="row">
         <button type="button" aria-pressed=${image.starred} onClick=${() => changeImages([id], { starred: !image.starred })}><${Icon} name="star" filled=${image.starred} /> ${t("star")}</button>
         <${Menu} label=${t("download")} icon="download">
-          <a class="button" href=${image.url} download=${image.file_name}>${t("as_stored")}</a>
-          ${image.program === "Safelight" && ["png", "jpeg", "webp"].map((form) => html`<a class="button" href=${`${image.url}?format=${form}&quality=95`} download=${`${id}.${form === "jpeg" ? "jpg" : form}`}>${form.toUpperCase()}</a>`)}
+          <a class="button" href=${onServer(image.url)} download=${image.file_name}>${t("as_stored")}</a>
+          ${image.program === "Safelight" && ["png", "jpeg", "webp"].map((form) => html`<a class="button" href=${`${onServer(image.url)}?format=${form}&quality=95`} download=${`${id}.${form === "jpeg" ? "jpg" : form}`}>${form.toUpperCase()}</a>`)}
         <//>
         <${Menu} label=${t("to_board")}>
           <${Boards} ids=${[id]} />

@@ -12,12 +12,15 @@ import { ModelPicture, residence, where } from "../parts/models.js";
 import { go } from "../router.js";
 import { current, useStore } from "../store.js";
 import { duration, size, t } from "../strings.js";
+import { useMay } from "../me.js";
+import { onServer } from "../paths.js";
 
 export function Models() {
   const models = useStore((state) => state.models);
   const adapters = useStore((state) => state.adapters);
   const memory = useStore((state) => state.memory);
   const item = useStore((state) => state.route.item);
+  const admin = useMay("admin");
   const [search, setSearch] = useState("");
   const found = useMemo(() => {
     const words = search.toLowerCase().split(/\s+/).filter(Boolean);
@@ -32,7 +35,7 @@ export function Models() {
       <ul class="cards">
         ${found.models.map((/** @type {any} */ model) => {
           const now = residence(model, memory);
-          return html`<li key=${model.name}><a class="model-card" href=${`/models/${api.part(model.name)}`} aria-current=${item === model.name ? "true" : undefined}>
+          return html`<li key=${model.name}><a class="model-card" href=${onServer(`/models/${api.part(model.name)}`)} aria-current=${item === model.name ? "true" : undefined}>
             <${ModelPicture} model=${model} />
             <span class="model-text">${model.name}<small>${[model.base, model.variant, model.dtype, size(model.bytes)].filter(Boolean).join(" · ")}</small>
               <span class="where" data-where=${now}>${where(model, now)}${model.pinned ? ` · ${t("pinned")}` : ""}</span></span>
@@ -46,7 +49,7 @@ export function Models() {
           <${ModelPicture} model=${one} />
           <span class="model-text">${one.name}<small>${[one.kind, one.base, size(one.bytes)].filter(Boolean).join(" · ")}</small>
             ${one.trigger_words.length > 0 && html`<small>${one.trigger_words.slice(0, 6).join(", ")}</small>`}</span>
-          <${IconButton} icon="trash" label=${t("remove_named", { name: one.name })} onClick=${() => attempt(() => api.remove(`/adapters/${api.part(one.name)}`))} />
+          ${admin && html`<${IconButton} icon="trash" label=${t("remove_named", { name: one.name })} onClick=${() => attempt(() => api.remove(`/adapters/${api.part(one.name)}`))} />`}
         </li>`)}
       </ul>`}
     </div>
@@ -69,6 +72,7 @@ function Speeds() {
 
 /** Add a file of the server's disk, or download one. */
 function Adding() {
+  const member = useMay("member");
   const [path, setPath] = useState("");
   const [source, setSource] = useState("");
   const [busy, setBusy] = useState(false);
@@ -89,6 +93,7 @@ function Adding() {
     event.preventDefault();
     if (await attempt(() => api.post("/downloads", { source: source.trim() }))) setSource("");
   };
+  if (!member) return null;
   return html`<section class="card">
     <h2>${t("add_models")}</h2>
     <form class="row" onSubmit=${get}><${TextField} label=${t("download_source")} value=${source} placeholder="OWNER/NAME · https://… · civitai:…" onChange=${setSource} /><button disabled=${!source.trim()}>${t("download")}</button></form>
@@ -152,6 +157,7 @@ function ModelView({ model, onClose }) {
   const [defaults, setDefaults] = useState(model.defaults);
   const [verified, setVerified] = useState("");
   const [removing, setRemoving] = useState(false);
+  const [member, admin] = [useMay("member"), useMay("admin")];
   const now = residence(model, memory);
   const path = `/models/${api.part(model.name)}`;
   /** @param {string} what */
@@ -170,11 +176,11 @@ function ModelView({ model, onClose }) {
     <p><span class="where" data-where=${now}>${where(model, now)}</span></p>
     <div class="row">
       <button type="button" class="primary" onClick=${() => (setForm({ models: [model.name] }), go("/"))}>${t("use_model")}</button>
-      <button type="button" onClick=${() => ask("load")}>${t("load")}</button>
-      <button type="button" onClick=${() => ask("unload")}>${t("unload")}</button>
-      <button type="button" aria-pressed=${model.pinned} onClick=${() => ask(model.pinned ? "unpin" : "pin")}>${model.pinned ? t("unpin") : t("pin")}</button>
-      <button type="button" onClick=${verify}>${t("verify")}</button>
-      ${model.origin !== "starter" && html`<button type="button" onClick=${() => setRemoving(true)}>${t("remove")}</button>`}
+      ${member && html`<button type="button" onClick=${() => ask("load")}>${t("load")}</button>`}
+      ${admin && html`<button type="button" onClick=${() => ask("unload")}>${t("unload")}</button>
+        <button type="button" aria-pressed=${model.pinned} onClick=${() => ask(model.pinned ? "unpin" : "pin")}>${model.pinned ? t("unpin") : t("pin")}</button>`}
+      ${member && html`<button type="button" onClick=${verify}>${t("verify")}</button>`}
+      ${admin && model.origin !== "starter" && html`<button type="button" onClick=${() => setRemoving(true)}>${t("remove")}</button>`}
     </div>
     ${verified && html`<p role="status" class="note">${verified}</p>`}
     ${removing && html`<p class="problem">${t("remove_model_ask", { name: model.name })} <button type="button" onClick=${() => attempt(() => api.remove(path)).then(() => (loadModels(), onClose()))}>${t("remove")}</button></p>`}
@@ -184,15 +190,14 @@ function ModelView({ model, onClose }) {
       <dt>${t("digest")}</dt><dd><code>${model.digest ? model.digest.slice(0, 16) : t("not_read_yet")}</code></dd>
       ${shares.map(({ role, digest, others }) => html`<dt>${role.replaceAll("_", " ")}</dt><dd><code>${digest.slice(0, 12)}</code> ${others.length > 0 && html`<small>${t("shared_with", { names: others.slice(0, 4).join(", ") + (others.length > 4 ? ` +${others.length - 4}` : "") })}</small>`}</dd>`)}
     </dl>
-    <${Compact} model=${model} />
-    <${EarlierContents} model=${model} />
+    ${admin && html`<${Compact} model=${model} /><${EarlierContents} model=${model} />
     <h3>${t("model_defaults")}</h3>
     <div class="defaults">
       ${DEFAULTS.map((name) => html`<${NumberField} key=${name} label=${t(`field_${name}`)} value=${defaults[name] ?? null} placeholder=${t("familys_own")} onChange=${(/** @type {number | null} */ value) => setDefaults({ ...defaults, [name]: value })} />`)}
       <${SelectField} label=${t("field_sampler")} value=${defaults.sampler ?? ""} options=${[["", t("familys_own")], ...samplers.map((/** @type {any} */ one) => [one.name, one.label])]} onChange=${(/** @type {string} */ sampler) => setDefaults({ ...defaults, sampler: sampler || null })} />
       <${SelectField} label=${t("field_schedule")} value=${defaults.schedule ?? ""} options=${[["", t("familys_own")], ...schedules().map((one) => [one, one])]} onChange=${(/** @type {string} */ schedule) => setDefaults({ ...defaults, schedule: schedule || null })} />
     </div>
-    <button type="button" onClick=${() => attempt(() => api.put(`${path}/defaults`, Object.fromEntries(Object.entries(defaults).filter(([, value]) => value !== null)))).then((done) => done && (toast(t("saved")), loadModels()))}>${t("save_defaults")}</button>
+    <button type="button" onClick=${() => attempt(() => api.put(`${path}/defaults`, Object.fromEntries(Object.entries(defaults).filter(([, value]) => value !== null)))).then((done) => done && (toast(t("saved")), loadModels()))}>${t("save_defaults")}</button>`}
   <//>`;
 }
 

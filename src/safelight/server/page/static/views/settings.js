@@ -5,6 +5,8 @@ import * as api from "../api.js";
 import { attempt, toast } from "../actions.js";
 import { html, useEffect, useMemo, useState } from "../lib/htm-preact.js";
 import { HelpLink, SelectField, TextField } from "../parts/elements.js";
+import { useMay } from "../me.js";
+import { Account, People } from "../parts/people.js";
 import { Slots } from "../parts/slots.js";
 import { inWords, Trust } from "../parts/trust.js";
 import { Versions } from "../parts/versions.js";
@@ -13,7 +15,8 @@ import { LANGUAGE_NAMES, languageNow, setLanguage, t } from "../strings.js";
 import { setTheme, themeNow } from "../theme.js";
 
 export function SettingsView() {
-  return html`<div class="settings"><${PageSettings} /><${Slots} /><${Trust} /><${ServerSettings} /><${Versions} /></div>`;
+  const admin = useMay("admin");
+  return html`<div class="settings"><${Account} /><${PageSettings} /><${Slots} />${admin && html`<${People} /><${Trust} /><${ServerSettings} /><${Versions} />`}</div>`;
 }
 
 function PageSettings() {
@@ -21,7 +24,7 @@ function PageSettings() {
   return html`<section class="card">
     <h2>${t("this_page")}</h2>
     <div class="row">
-      <${SelectField} label=${t("language")} value=${languageNow()} options=${Object.entries(LANGUAGE_NAMES)} onChange=${(/** @type {string} */ name) => (setLanguage(name), change({ language: name }))} />
+      <${SelectField} label=${t("language")} value=${languageNow()} options=${Object.entries(LANGUAGE_NAMES)} onChange=${(/** @type {string} */ name) => attempt(() => setLanguage(name)).then(() => change({ language: name }))} />
       <${SelectField} label=${t("theme")} value=${themeNow()} options=${[["", t("theme_system")], ["light", t("theme_light")], ["dark", t("theme_dark")]]} onChange=${(/** @type {string} */ name) => (setTheme(name), change({ theme: name }))} />
     </div>
   </section>`;

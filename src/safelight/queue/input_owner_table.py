@@ -1,0 +1,39 @@
+"""Who has sent which input image. Each method is one transaction.
+
+Input images are stored by their content, so several people may have sent the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import String, cast, select
+
+from safelight.queue.database_file import DatabaseFile
+from safelight.queue.person import Person
+from safelight.queue.tables import BoardRow, ImageRow, InputOwnerRow
+
+
+class InputOwnerTable:
+    """The owners of input images in a database."""
+
+    def __init__(self, file: DatabaseFile) -> None:
+        self._file = file
+
+    def add(self, person: str, digests: Collection[str]) -> None:
+        """Note that a person has sent input images."""
+        with self._file.writing() as session:
+            for digest in digests:
+                session.merge(InputOwnerRow(digest=digest, person=person))
+
+    def may_use(self, person: Person, digest: str) -> bool:
+        """Return whether a person may see an input image: they sent it, or an image that they see was made from it."""
+        if person.sees_all:
+            return True
+        own = select(ImageRow.id).where(ImageRow.person == person.name)
+        shared = select(ImageRow.id).join(BoardRow, ImageRow.board == BoardRow.id).where(BoardRow.shared)
+        named = cast(ImageRow.image_metadata, String).contains(digest)
+        with self._file.session() as session:
+            if session.get(InputOwnerRow, (digest, person.name)) is not None:
+                return True
+            return any(session.scalar(query.where(named).limit(1)) is not None for query in (shared, own))

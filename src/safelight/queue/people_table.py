@@ -1,0 +1,217 @@
+"""The people of a server, with their passwords, API keys and sessions. Each method is one transaction.
+
+Keys and tokens are stored as digests: who reads the database can use none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from safelight.errors import InputError
+from safelight.queue.database_file import DatabaseFile
+from safelight.queue.person import Person, Role
+from safelight.queue.tables import BoardRow, ImageRow, JobRow, PersonKeyRow, PersonRow, PersonSessionRow, PresetRow
+
+USED_SECONDS = 60.0
+"""When a key was used last is written at most this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class PersonKey:
+    """An API key, without the key itself. ``name``: what it is for. Times are in seconds since 1970."""
+
+    id: str
+    name: str
+    created: float
+    used: float | None
+
+
+class PeopleTable:
+    """The people in a database. The server knows people if there is any; the first one is an administrator."""
+
+    def __init__(self, file: DatabaseFile) -> None:
+        self._file = file
+
+    def any(self) -> bool:
+        """Return whether the server knows people."""
+        with self._file.session() as session:
+            return session.scalar(select(PersonRow.name).limit(1)) is not None
+
+    def all(self) -> list[Person]:
+        """Return the people by name."""
+        with self._file.session() as session:
+            return [_person(row) for row in session.scalars(select(PersonRow).order_by(func.lower(PersonRow.name)))]
+
+    def get(self, name: str) -> Person | None:
+        """Return a person; None if there is none of this name."""
+        with self._file.session() as session:
+            row = session.get(PersonRow, name)
+            return None if row is None else _person(row)
+
+    def password_of(self, name: str) -> str | None:
+        """Return the hash of a person's password; None if there is no such person."""
+        with self._file.session() as session:
+            return session.scalar(select(PersonRow.password).where(PersonRow.name == name))
+
+    def add(self, person: Person, password: str) -> None:
+        """Add a person. The first one gets everything that was made before there were people.
+
+        ``password``: its hash.
+        Raises InputError if there is a person of this name, or if the first one is no administrator.
+        """
+        with self._file.writing() as session:
+            first = session.scalar(select(PersonRow.name).limit(1)) is None
+            if first and person.role != "admin":
+                raise InputError(f"{person.name}: the first person must be an administrator (admin)")
+            for name in session.scalars(select(PersonRow.name)):
+                if name.casefold() == person.name.casefold():
+                    raise InputError(f"there is already a person named {name!r}")
+            row = PersonRow(
+                name=person.name, role=person.role, password=password, weight=person.weight, created=time.time()
+            )
+            session.add(row)
+            session.flush()
+            if first:
+                for table in (JobRow, ImageRow, BoardRow, PresetRow):
+                    session.execute(update(table).where(table.person == "").values(person=person.name))
+
+    def change(
+        self, name: str, role: Role | None = None, weight: float | None = None, password: str | None = None
+    ) -> Person | None:
+        """Change a person. None leaves a value as it is. Returns None if there is no such person.
+
+        ``password``: its hash. A new one ends the person's sessions; keys stay.
+        Raises InputError if nobody would be an administrator.
+        """
+        with self._file.writing() as session:
+            row = session.get(PersonRow, name)
+            if row is None:
+                return None
+            if role not in (None, "admin"):
+                _require_other_admin(session, row)
+            row.role = role or row.role
+            row.weight = row.weight if weight is None else weight
+            if password is not None:
+                row.password = password
+                session.execute(delete(PersonSessionRow).where(PersonSessionRow.person == name))
+            return _person(row)
+
+    def remove(self, name: str, heir: str = "") -> bool:
+        """Remove a person, their presets, keys and sessions, and cancel their waiting jobs.
+
+        Returns whether there was one.
+        ``heir``: who gets the images and boards; "" leaves them to administrators. The jobs go the same way.
+        Raises InputError if there is no such heir, or if others stay and none of them is an administrator.
+        """
+        with self._file.writing() as session:
+            row = session.get(PersonRow, name)
+            if row is None:
+                return False
+            others = session.scalar(select(PersonRow.name).where(PersonRow.name != name).limit(1))
+            if others is not None:
+                _require_other_admin(session, row)
+            if heir and (heir == name or session.get(PersonRow, heir) is None):
+                raise InputError(f"there is no person {heir!r} who could get the images of {name}")
+            reason = f"{name} was removed"
+            waiting = update(JobRow).where(JobRow.person == name, JobRow.state == "queued")
+            session.execute(waiting.values(state="cancelled", ended=time.time(), reason=reason))
+            for table in (JobRow, ImageRow):
+                session.execute(update(table).where(table.person == name).values(person=heir))
+            _give_boards(session, name, heir)
+            for table in (PresetRow, PersonKeyRow, PersonSessionRow):
+                session.execute(delete(table).where(table.person == name))
+            session.delete(row)
+            return True
+
+    def open_session(self, name: str, token: str, seconds: float) -> None:
+        """Store a session of a person; those that have expired are removed. ``token``: what its cookie has."""
+        now = time.time()
+        with self._file.writing() as session:
+            session.execute(delete(PersonSessionRow).where(PersonSessionRow.expires < now))
+            session.add(PersonSessionRow(digest=digest_of(token), person=name, created=now, expires=now + seconds))
+
+    def close_session(self, token: str) -> None:
+        """End a session."""
+        with self._file.writing() as session:
+            session.execute(delete(PersonSessionRow).where(PersonSessionRow.digest == digest_of(token)))
+
+    def of_session(self, token: str) -> Person | None:
+        """Return whose session it is; None if there is none, or it has expired."""
+        here = PersonSessionRow.digest == digest_of(token)
+        query = select(PersonRow).join(PersonSessionRow, PersonSessionRow.person == PersonRow.name)
+        with self._file.session() as session:
+            row = session.scalar(query.where(here, PersonSessionRow.expires > time.time()))
+            return None if row is None else _person(row)
+
+    def keys(self, name: str) -> list[PersonKey]:
+        """Return a person's keys, the oldest first."""
+        query = select(PersonKeyRow).where(PersonKeyRow.person == name).order_by(PersonKeyRow.created, PersonKeyRow.id)
+        with self._file.session() as session:
+            return [PersonKey(row.id, row.name, row.created, row.used) for row in session.scalars(query)]
+
+    def add_key(self, person: str, name: str, key: str) -> PersonKey:
+        """Store a key of a person."""
+        row = PersonKeyRow(
+            id=uuid.uuid4().hex, person=person, name=name, digest=digest_of(key), created=time.time(), used=None
+        )
+        made = PersonKey(row.id, row.name, row.created, None)
+        with self._file.writing() as session:
+            session.add(row)
+        return made
+
+    def remove_key(self, person: str, key_id: str) -> bool:
+        """Remove a key. Returns whether the person had it."""
+        with self._file.writing() as session:
+            row = session.get(PersonKeyRow, key_id)
+            if row is None or row.person != person:
+                return False
+            session.delete(row)
+            return True
+
+    def of_key(self, key: str) -> Person | None:
+        """Return whose key it is; None if it is nobody's."""
+        query = select(PersonRow, PersonKeyRow.id, PersonKeyRow.used).join(
+            PersonKeyRow, PersonKeyRow.person == PersonRow.name
+        )
+        with self._file.session() as session:
+            found = session.execute(query.where(PersonKeyRow.digest == digest_of(key))).one_or_none()
+            if found is None:
+                return None
+            row, key_id, used = found
+            person = _person(row)
+        if (used or 0.0) < time.time() - USED_SECONDS:
+            with self._file.writing() as session:
+                session.execute(update(PersonKeyRow).where(PersonKeyRow.id == key_id).values(used=time.time()))
+        return person
+
+
+def digest_of(secret: str) -> str:
+    """Return the digest under which a key or token is stored. They are random, so a plain SHA-256 suffices."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _person(row: PersonRow) -> Person:
+    return Person(row.name, row.role, row.weight, row.created)  # pyright: ignore[reportArgumentType]
+
+
+def _require_other_admin(session: Session, row: PersonRow) -> None:
+    others = select(PersonRow.name).where(PersonRow.role == "admin", PersonRow.name != row.name).limit(1)
+    if row.role == "admin" and session.scalar(others) is None:
+        raise InputError(f"{row.name} is the only administrator; make somebody else one first")
+
+
+def _give_boards(session: Session, before: str, after: str) -> None:
+    """Give the boards of one person to another. A board whose name is taken gets a new one."""
+    taken = set(session.scalars(select(BoardRow.name).where(BoardRow.person == after)))
+    for board in session.scalars(select(BoardRow).where(BoardRow.person == before)):
+        name, number = board.name, 2
+        while name in taken:
+            name, number = f"{board.name} ({number})", number + 1
+        board.name, board.person = name, after
+        taken.add(name)

@@ -1,0 +1,13 @@
+"""The pictures that a request names."""
+
+from __future__ import annotations
+
+from safelight.request.schema import Request
+
+
+def pictures_of(request: Request) -> list[tuple[str, str]]:
+    """Return the pictures of a request, each with its field: a digest, ``data:image/…``, or a path."""
+    named = [("image", request.image), ("mask", request.mask)]
+    named += [("references", picture) for picture in request.references]
+    named += [("controls", control.image) for control in request.controls]
+    return [(field, picture) for field, picture in named if picture]
