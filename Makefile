@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Of the installed plugins, only these are imported by each process of the tests.
 PLUGINS := --disable-plugin-autoload -p xdist -p _hypothesis_pytestplugin
 
-.PHONY: docs demo demo-adapters check quick test suite test-all test-oldest coverage lint install dist proof gpu contracts mutants parity page story fields settings reference licences release soak bench bench-peers starter clean
+.PHONY: docs demo postgres demo-adapters check quick test suite test-all test-oldest coverage lint install dist proof gpu contracts mutants parity page story fields settings reference licences release soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -51,6 +51,9 @@ $(WRITERS): $(STAMP) constraints.txt
 
 test-all: lint $(WRITERS) ## every case of every matrix, and longer sequences
 	TEST_SCALE=all $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof" --durations=20 --no-header -q
+
+postgres: $(STAMP) ## the tests of servers, with PostgreSQL in place of SQLite
+	SAFELIGHT_TEST_POSTGRES=1 $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof and not full and not sqlite" tests/server tests/clients tests/assembly/test_backup.py --no-header -q
 
 test-oldest: ## the core of the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 	sh tools/test_oldest.sh

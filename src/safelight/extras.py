@@ -15,6 +15,7 @@ from safelight.errors import MissingExtraError
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "compiled": ("numba",),
     "mcp": ("mcp",),
+    "postgres": ("psycopg",),
     "preprocess": ("cv2",),
     "samplers": ("torchsde",),
     "server": (

@@ -299,6 +299,12 @@ class Settings(BaseSettings):
         default=10.0,
         ge=0,
     )
+    database_url: SecretStr | None = declare(
+        "The server stores jobs and images in this database of PostgreSQL (`postgresql://user:password@host/name`), in "
+        "place of SQLite's file in the root.",
+        SettingDetails(group="Server", default_text="none", secret=True),
+        default=None,
+    )
     spare_worker: bool = declare(
         "The server keeps a second process with all imports ready, in case the worker dies.",
         SettingDetails(group="Server"),
@@ -409,6 +415,11 @@ class Settings(BaseSettings):
         default=None,
         gt=0,
     )
+
+    @property
+    def plain_database_url(self) -> str | None:
+        """The address of the database with its password; None for SQLite."""
+        return None if self.database_url is None else self.database_url.get_secret_value()
 
     @classmethod
     def settings_customise_sources(

@@ -7,13 +7,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from support import serving
+from support import postgres, serving
 from typer.testing import CliRunner
 
 from safelight.assembly import backup
 from safelight.cli.main import app
 from safelight.errors import CorruptFileError, InputError
 from safelight.queue.database import Database
+from safelight.settings import Settings
 
 RUN = CliRunner()
 
@@ -57,10 +58,10 @@ def test_what_is_restored_is_what_was_there(full: tuple[Path, Path], tmp_path: P
 
 def test_without_pictures_it_is_small(full: tuple[Path, Path], tmp_path: Path) -> None:
     root, _ = full
-    made = backup.write(root, tmp_path / "small.zip", pictures=False)
+    made = backup.write(Settings(root=root), tmp_path / "small.zip", pictures=False)
     with zipfile.ZipFile(made.path) as archive:
         assert not [name for name in archive.namelist() if name.startswith("images")]
-    assert backup.restore(made.path, tmp_path / "there").files == made.files
+    assert backup.restore(made.path, Settings(root=tmp_path / "there")).files == made.files
     database = Database(tmp_path / "there")
     assert len(database.jobs()) == 3
     database.close()
@@ -69,11 +70,11 @@ def test_without_pictures_it_is_small(full: tuple[Path, Path], tmp_path: Path) -
 def test_nothing_is_overwritten(full: tuple[Path, Path], tmp_path: Path) -> None:
     root, saved = full
     with pytest.raises(InputError, match="already exists"):
-        backup.write(root, saved, pictures=False)
+        backup.write(Settings(root=root), saved, pictures=False)
     with pytest.raises(InputError, match="has data already"):
-        backup.restore(saved, root)
+        backup.restore(saved, Settings(root=root))
     with pytest.raises(InputError, match="nothing to back up"):
-        backup.write(tmp_path / "empty", tmp_path / "x.zip", pictures=True)
+        backup.write(Settings(root=tmp_path / "empty"), tmp_path / "x.zip", pictures=True)
     assert not (tmp_path / "x.zip").exists()
 
 
@@ -99,7 +100,7 @@ def damaged(saved: Path, out: Path, change: str) -> Path:
 def test_a_damaged_backup_restores_nothing(change: str, full: tuple[Path, Path], tmp_path: Path) -> None:
     there = tmp_path / "there"
     with pytest.raises(CorruptFileError):
-        backup.restore(damaged(full[1], tmp_path / "bad.zip", change), there)
+        backup.restore(damaged(full[1], tmp_path / "bad.zip", change), Settings(root=there))
     assert list(there.iterdir()) == []
     assert not (tmp_path / "evil").exists()
 
@@ -109,4 +110,31 @@ def test_a_part_of_a_backup_is_none(full: tuple[Path, Path], tmp_path: Path) -> 
     part.write_bytes(full[1].read_bytes()[: full[1].stat().st_size // 2])
     for wrong in (part, tmp_path / "nothing.zip"):
         with pytest.raises(InputError):
-            backup.restore(wrong, tmp_path / "there")
+            backup.restore(wrong, Settings(root=tmp_path / "there"))
+
+
+@postgres.needs_postgres
+def test_a_backup_moves_from_sqlite_to_postgresql_and_back(full: tuple[Path, Path], tmp_path: Path) -> None:
+    """So it is also the way from one database to the other."""
+    _, saved = full
+    there = Settings(root=tmp_path / "there", database_url=postgres.cluster().new())
+    backup.restore(saved, there)
+    assert not (there.root / "safelight.db").exists()
+    database = Database(there.root, url=there.plain_database_url)
+    try:
+        assert len(database.jobs()) == 3
+        assert [board.name for board in database.boards.all()] == ["kept"]
+        assert len(database.images.page().images) == 3
+    finally:
+        database.close()
+    with pytest.raises(InputError, match="has data already"):
+        backup.restore(saved, Settings(root=tmp_path / "again", database_url=there.database_url))
+    assert not list((tmp_path / "again").glob("*")), "nothing is half restored"
+    again = backup.write(there, tmp_path / "again.zip", pictures=True)
+    back = Settings(root=tmp_path / "back")
+    backup.restore(again.path, back)
+    database = Database(back.root)
+    try:
+        assert len(database.jobs()) == 3
+    finally:
+        database.close()

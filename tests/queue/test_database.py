@@ -122,6 +122,7 @@ def test_many_threads_write_at_once(database: Database) -> None:
     assert sorted(job.number for job in database.jobs(limit=200)) == list(range(1, 161))
 
 
+@pytest.mark.sqlite
 def test_a_newer_database_is_refused_with_its_version(tmp_path: Path) -> None:
     Database(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE) as connection:
@@ -130,6 +131,7 @@ def test_a_newer_database_is_refused_with_its_version(tmp_path: Path) -> None:
         Database(tmp_path)
 
 
+@pytest.mark.sqlite
 def test_what_is_no_database_is_said(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"x" * 5000)
     with pytest.raises(CorruptFileError, match="not a database"):
@@ -146,6 +148,7 @@ def test_of_many_that_wait_those_that_can_be_next_are_looked_at(database: Databa
     assert set(database.jobs_of([jobs[3].id, "nobody"])) == {jobs[3].id}
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("stored", "says"),
     [
@@ -178,16 +181,18 @@ def test_several_are_accepted_together_or_not_at_all(database: Database, monkeyp
     assert [(job.request.seed, job.model_digest) for job in jobs] == [(0, "d"), (2, "e")]
 
 
+@pytest.mark.sqlite
 def test_a_full_disk_is_said_as_one(database: Database, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / FILE) as other:
         pages = other.execute("PRAGMA page_count").fetchone()[0]
-    for connection in (database._file._engine.raw_connection(),):
+    for connection in (database.sql.engine.raw_connection(),):
         connection.cursor().execute(f"PRAGMA max_page_count = {pages}")
         connection.close()
     with pytest.raises(StorageError, match="full"):
         database.accept(*(made_up(ask(prompt="x" * 10_000), "d") for _ in range(100)))
 
 
+@pytest.mark.sqlite
 def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
     """Before jobs had kinds of failure, and requests a version."""
     Database(tmp_path).close()
@@ -217,6 +222,7 @@ def test_inputs_are_those_that_something_names(database: Database) -> None:
     assert database.inputs() == {letter * 64 for letter in "abcf"}
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("document", ["{}", '{"request": {}, "version": "2"}', '{"request": 3, "version": null}'])
 def test_a_document_that_is_none_is_a_job_that_says_so(database: Database, tmp_path: Path, document: str) -> None:
     bad, good = (queued(database, ask(seed=seed), "d") for seed in (1, 2))
@@ -226,6 +232,7 @@ def test_a_document_that_is_none_is_a_job_that_says_so(database: Database, tmp_p
     assert database.start(bad.id, "") is not None
 
 
+@pytest.mark.sqlite
 def test_a_migration_that_was_interrupted_goes_on(tmp_path: Path) -> None:
     Database(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE) as other:

@@ -87,6 +87,7 @@ def test_images_are_found_by_what_they_are(table: ImageTable) -> None:
     assert (dict(facets.tags), dict(facets.programs)) == ({"keep": 1}, {"Safelight": 3, "A1111": 1})
 
 
+@pytest.mark.sqlite
 @given(st.text())
 @settings(deadline=None)
 def test_every_search_is_one_that_the_database_understands(search: str) -> None:
@@ -188,6 +189,7 @@ def test_an_imported_file_is_added_once(table: ImageTable) -> None:
     assert table.known_files([made(1).file, "/other"]) == {made(1).file}
 
 
+@pytest.mark.sqlite
 def test_a_database_without_boards_is_migrated_with_its_images(tmp_path: Path) -> None:
     """Also if an earlier attempt ended anywhere."""
     request = {"prompt": "红 fox", "negative": "blur", "loras": [{"name": "ink", "strength": 1}, {"name": "ink"}]}

@@ -120,6 +120,7 @@ def test_what_others_share_is_seen_and_not_changed(database: Database) -> None:
     assert database.images.bytes_of("bob") == 200
 
 
+@pytest.mark.sqlite
 def test_state_12_a_database_from_before_people_keeps_everything(tmp_path: Path) -> None:
     """Also if the migration is interrupted after any of its statements."""
     database = Database(tmp_path)

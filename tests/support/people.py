@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
-from support.serving import Server
+from support.serving import Server, database_of
 
 from safelight.queue.database import Database
 from safelight.queue.person import Person, Role
@@ -24,7 +24,7 @@ def key_of(name: str) -> str:
 def add_people(root: Path, *more: Person) -> None:
     """Add the people to the database of a root whose server is not running."""
     root.mkdir(exist_ok=True)
-    database, hashed = Database(root), hash_password(PASSWORD)
+    database, hashed = Database(root, url=database_of(root)), hash_password(PASSWORD)
     try:
         for person in (*(Person(name, role) for name, role in PEOPLE.items()), *more):
             database.people.add(person, hashed)

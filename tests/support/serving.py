@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import psutil
-from support import forking
+from support import forking, postgres
 from support.measured import give
 
 READY_SECONDS = 60.0
@@ -55,6 +55,16 @@ def children(pid: int) -> list[int]:
     return [child.pid for child in sorted(found, key=lambda child: (child.create_time(), child.pid))]
 
 
+_databases: dict[Path, str] = {}
+
+
+def database_of(root: Path) -> str | None:
+    """The address of a root's database; None for SQLite. ``make postgres`` runs the tests of servers on PostgreSQL."""
+    if "SAFELIGHT_TEST_POSTGRES" not in os.environ:
+        return None
+    return _databases.setdefault(root, "") or _databases.update({root: postgres.cluster().new()}) or _databases[root]
+
+
 def start(
     root: Path, *options: str, key: str | None = None, spare: bool = False, says: Path | None = None, real: bool = False
 ) -> Server:
@@ -66,6 +76,8 @@ def start(
     if key is not None:
         command += ["--api-key", key]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "SAFELIGHT_SPARE_WORKER": str(spare).lower()}
+    if (url := database_of(root)) is not None:
+        environment["SAFELIGHT_DATABASE_URL"] = url
     with says.open("w") if says is not None else contextlib.nullcontext() as messages:
         begin = forking.REAL if real else subprocess.Popen
         process = begin(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=environment)

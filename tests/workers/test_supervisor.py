@@ -18,7 +18,7 @@ from safelight.assembly.programs import WORKER
 from safelight.errors import WorkerDiedError
 from safelight.request.schema import Request
 from safelight.settings_sources import load_settings
-from safelight.workers.messages import Ended, Generate, Made, Progressed
+from safelight.workers.messages import Cancel, Ended, Generate, Made, Progressed
 from safelight.workers.supervisor import Supervisor
 
 STARTER = "starter-noto"
@@ -160,6 +160,24 @@ def test_what_an_abandoned_job_still_says_is_not_the_next_jobs(calm: Supervisor)
     told = list(calm.run(wanted(job="second", seed=9)))
     assert {message.job_id for message in told} == {"second"}  # type: ignore[union-attr]
     assert [message.image.seed for message in told if isinstance(message, Made)] == [9]
+
+
+@pytest.mark.parametrize("until", [Progressed, Made])
+def test_state_17_an_abandoned_job_that_runs_again_gets_only_its_own_messages(until: type, calm: Supervisor) -> None:
+    """For example because its image could not be stored. What the first attempt still sent ended the second one."""
+    first = calm.run(wanted(steps=20, count=2, job="again"))
+    next(message for message in first if isinstance(message, until))
+    first.close()
+    messages = list(calm.run(wanted(steps=2, count=2, job="again")))
+    assert [message.index for message in messages if isinstance(message, Made)] == [0, 1]
+    assert isinstance(messages[-1], Ended)
+    assert messages[-1].kind == "done"
+
+
+def test_a_cancellation_that_comes_too_late_does_not_count_for_the_next_attempt(calm: Supervisor) -> None:
+    assert list(calm.run(wanted(job="late")))[-1].kind == "done"
+    calm._active.send(Cancel("late"))
+    assert list(calm.run(wanted(job="late")))[-1].kind == "done"
 
 
 def test_a_worker_that_cannot_start_is_said(tmp_path: Path) -> None:

@@ -23,7 +23,11 @@ from blake3 import blake3
 from safelight.catalog.describe import OnBytes
 from safelight.errors import CorruptFileError, InputError, StorageError
 from safelight.files.disk import flush_to_disk, place_new, temporary_file_in, unwritable
+from safelight.queue.copying import copy_database
 from safelight.queue.database_file import FILE as DATABASE
+from safelight.queue.database_file import open_file
+from safelight.queue.database_server import open_server
+from safelight.settings import Settings
 from safelight.version import VERSION
 
 MANIFEST = "safelight-backup.json"
@@ -50,23 +54,25 @@ class Backup:
     pictures: bool
 
 
-def write(root: Path, path: Path, pictures: bool, progress: OnBytes = lambda _done, _all: None) -> Backup:
+def write(settings: Settings, path: Path, pictures: bool, progress: OnBytes = lambda _done, _all: None) -> Backup:
     """Write a backup of a root into the new file ``path``, completely or not at all. A server may use the root.
 
+    The database is written as a SQLite file, also if it is PostgreSQL's.
     ``pictures``: also images and input images.
     ``progress``: called with the bytes so far, and all bytes.
 
     Raises:
         InputError: ``path`` exists, or the root has nothing.
-        UnreadableFileError: a file cannot be read, or ``path`` not be written.
+        UnreadableFileError: a file or database cannot be read, or ``path`` not be written.
     """
+    root = settings.root
     if os.path.lexists(path):
         raise InputError(f"{path} already exists; choose another file")
     with tempfile.TemporaryDirectory(prefix="safelight-backup-") as folder:
         # The database goes last: images that are removed meanwhile are then in the backup without their rows.
         copy = Path(folder) / DATABASE
         files = list(_files(root, (*RECORDS, *(PICTURES if pictures else ()))))
-        if not files and not (root / DATABASE).exists():
+        if not files and not (root / DATABASE).exists() and settings.database_url is None:
             raise InputError(f"{root} has nothing to back up")
         total = sum(file.stat().st_size for file in files)
         done, manifest = 0, dict[str, dict[str, Any]]()
@@ -79,7 +85,7 @@ def write(root: Path, path: Path, pictures: bool, progress: OnBytes = lambda _do
                             manifest[name] = _add(archive, one, name)
                             done += manifest[name]["bytes"]
                             progress(done, total)
-                    if _copy_database(root / DATABASE, copy):
+                    if _copy_database(settings, copy):
                         manifest[DATABASE] = _add(archive, copy, DATABASE)
                     about = {"version": VERSION, "made": time.time(), "pictures": pictures, "files": manifest}
                     archive.writestr(MANIFEST, json.dumps(about, indent=1, sort_keys=True))
@@ -92,14 +98,17 @@ def write(root: Path, path: Path, pictures: bool, progress: OnBytes = lambda _do
     return Backup(path, len(manifest), sum(one["bytes"] for one in manifest.values()), pictures)
 
 
-def restore(path: Path, root: Path, progress: OnBytes = lambda _done, _all: None) -> Backup:
+def restore(path: Path, settings: Settings, progress: OnBytes = lambda _done, _all: None) -> Backup:
     """Restore a backup into a root that has no data yet, completely or not at all. Each file is verified.
 
+    If the settings name a database of PostgreSQL, the jobs and images go there; it must be empty.
+
     Raises:
-        InputError: the root has data, or the file is no backup.
+        InputError: the root or the database has data, or the file is no backup.
         CorruptFileError: a file in the backup is damaged.
         StorageError: there is no room.
     """
+    root = settings.root
     taken = next((name for name in (DATABASE, *RECORDS, *PICTURES) if (root / name).exists()), None)
     if taken is not None:
         raise InputError(f"{root} has data already ({taken}); restore into an empty folder with --root")
@@ -116,6 +125,7 @@ def restore(path: Path, root: Path, progress: OnBytes = lambda _done, _all: None
                 _extract(path, archive, name, one, staged)
                 done += one["bytes"]
                 progress(done, total)
+            _fill_server(settings, staged)
             for entry in sorted(staged.iterdir()):
                 entry.rename(root / entry.name)
         finally:
@@ -143,8 +153,29 @@ def _add(archive: zipfile.ZipFile, file: Path, name: str) -> dict[str, Any]:
     return {"blake3": digest.hexdigest(), "bytes": nbytes}
 
 
-def _copy_database(source: Path, target: Path) -> bool:
+def _fill_server(settings: Settings, staged: Path) -> None:
+    """Move the rows of a restored SQLite file into the database of the settings, if they name one."""
+    if settings.plain_database_url is None or not (staged / DATABASE).exists():
+        return
+    with (
+        contextlib.closing(open_file(staged)) as there,
+        contextlib.closing(open_server(settings.plain_database_url)) as here,
+    ):
+        copy_database(there, here)
+    for file in staged.glob(f"{DATABASE}*"):
+        file.unlink()
+
+
+def _copy_database(settings: Settings, target: Path) -> bool:
     """Copy a database as of one moment, even while a server writes to it. Returns whether there is one."""
+    source = settings.root / DATABASE
+    if settings.plain_database_url is not None:
+        with (
+            contextlib.closing(open_server(settings.plain_database_url, migrate=False)) as there,
+            contextlib.closing(open_file(target.parent)) as here,
+        ):
+            copy_database(there, here)
+        return True
     if not source.exists():
         return False
     with contextlib.closing(sqlite3.connect(source)) as there, contextlib.closing(sqlite3.connect(target)) as here:

@@ -122,7 +122,13 @@ def open_services(settings: Settings, sources: LoadedSettings | None = None) -> 
     library = open_library(settings)
     # Lock before opening the database: opening migrates it, which must not happen while another server uses it.
     lock = _lock_root(settings.root)
-    database = Database(settings.root)
+    database = Database(settings.root, url=settings.plain_database_url)
+    try:
+        database.claim()
+    except BaseException:
+        database.close()
+        lock.release()
+        raise
     gallery, events = Gallery(settings.root, settings.image_names), Events()
     images = ImageStore(database, gallery, events)
     catalog = Catalog(library, Adapters(settings.root), Inputs(settings.root))

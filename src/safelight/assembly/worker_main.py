@@ -71,7 +71,9 @@ class Worker:
         while True:
             message = self._pipe.hear()
             match message:
-                case Generate():
+                case Generate(job_id):
+                    # What was cancelled was an earlier attempt at this job.
+                    self._cancelled.discard(job_id)
                     self._jobs.put(message)
                 case Cancel(job_id):
                     self._cancelled.add(job_id)

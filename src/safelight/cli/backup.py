@@ -29,7 +29,7 @@ def backup(
     from safelight.assembly.backup import write
 
     with byte_bar("writing") as on_bytes:
-        made = write(loaded(context, root).settings.root, file.expanduser().absolute(), pictures, on_bytes)
+        made = write(loaded(context, root).settings, file.expanduser().absolute(), pictures, on_bytes)
     if as_json:
         say_json({"file": str(made.path), "files": made.files, "bytes": made.nbytes, "pictures": made.pictures})
     else:
@@ -48,7 +48,7 @@ def restore(
 
     settings = loaded(context, root).settings
     with byte_bar("restoring") as on_bytes:
-        made = restore_into(file.expanduser().absolute(), settings.root, on_bytes)
+        made = restore_into(file.expanduser().absolute(), settings, on_bytes)
     if as_json:
         say_json({"root": str(settings.root), "files": made.files, "bytes": made.nbytes, "pictures": made.pictures})
     else:

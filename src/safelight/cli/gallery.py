@@ -51,7 +51,8 @@ def import_pictures(
 
     settings = loaded(context, root).settings
     # A running server may be of another version: then its database stays as it is.
-    database = Database(settings.root, migrate=running_server.find(settings.root) is None)
+    alone = running_server.find(settings.root) is None
+    database = Database(settings.root, url=settings.plain_database_url, migrate=alone)
     empty: list[str] = []
     try:
         for folder in folders:

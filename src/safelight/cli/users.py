@@ -131,7 +131,8 @@ def _database(context: typer.Context, root: Any) -> Generator[Database]:
 
     settings = loaded(context, root).settings
     # A running server may be of another version: then its database stays as it is.
-    database = Database(settings.root, migrate=running_server.find(settings.root) is None)
+    alone = running_server.find(settings.root) is None
+    database = Database(settings.root, url=settings.plain_database_url, migrate=alone)
     try:
         yield database
     finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from safelight.queue.database_file import DatabaseFile
+from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.tables import AuditRow
 
 
@@ -33,7 +33,7 @@ class AuditEntry:
 class AuditTable:
     """The audit log in a database. Entries are only added."""
 
-    def __init__(self, file: DatabaseFile) -> None:
+    def __init__(self, file: SqlDatabase) -> None:
         self._file = file
 
     def add(self, person: str, action: str, subject: str = "", detail: str = "") -> None:

@@ -9,8 +9,8 @@ from sqlalchemy import ColumnElement, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError
-from safelight.queue.database_file import DatabaseFile
 from safelight.queue.person import LOCAL, Person
+from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import Board
 from safelight.queue.tables import BoardRow, ImageRow
 
@@ -21,7 +21,7 @@ class BoardTable:
     ``person``: whose view this is. An administrator sees and changes all boards.
     """
 
-    def __init__(self, file: DatabaseFile, person: Person = LOCAL) -> None:
+    def __init__(self, file: SqlDatabase, person: Person = LOCAL) -> None:
         self._file, self._person = file, person
 
     def seen_by(self, person: Person) -> BoardTable:

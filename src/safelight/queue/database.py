@@ -1,20 +1,21 @@
-"""Jobs and images in SQLite. Several threads may use a database; each method is one transaction."""
+"""Jobs and images in a database. Several threads may use it; each method is one transaction."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import Connection, func, select, update
 
-from safelight.errors import RequestError, SafelightError
+from safelight.errors import InputError, RequestError, SafelightError
 from safelight.queue.audit_table import AuditTable
 from safelight.queue.board_table import BoardTable
-from safelight.queue.database_file import DatabaseFile
+from safelight.queue.database_file import open_file
+from safelight.queue.database_server import claim, open_server
 from safelight.queue.image_table import ImageTable
 from safelight.queue.input_owner_table import InputOwnerTable
 from safelight.queue.job import ATTEMPTS, Failure, QueuedJob, State
@@ -22,23 +23,26 @@ from safelight.queue.order import Waiting
 from safelight.queue.people_table import PeopleTable
 from safelight.queue.person import LOCAL, Person
 from safelight.queue.preset_table import PresetTable
+from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import StoredImage
-from safelight.queue.tables import JobRow
+from safelight.queue.tables import ImageRow, JobRow
 from safelight.request.job import Job, is_resolved
 from safelight.request.schema import Request
 from safelight.request.stored import read_request
 
 
 class Database:
-    """The jobs and images of the server whose database is in ``folder``.
+    """The jobs and images of a server.
 
+    ``folder``: has the SQLite file, unless ``url`` names a database of PostgreSQL.
     ``images``, ``boards``, ``presets``, ``people``, ``audit``, ``input_owners``: its other tables.
-    ``migrate``: see :class:`DatabaseFile`.
-    Raises the errors of :class:`DatabaseFile`.
+    ``migrate``: see :func:`safelight.queue.sql_database.migrate_to_newest`.
+    Raises the errors of :func:`open_file` or :func:`open_server`.
     """
 
-    def __init__(self, folder: Path, *, migrate: bool = True) -> None:
-        self._file = DatabaseFile(folder, migrate=migrate)
+    def __init__(self, folder: Path, *, url: str | None = None, migrate: bool = True) -> None:
+        self._claim: Connection | None = None
+        self._file = open_file(folder, migrate=migrate) if url is None else open_server(url, migrate=migrate)
         self.images = ImageTable(self._file)
         self.boards = BoardTable(self._file)
         self.presets = PresetTable(self._file)
@@ -47,7 +51,25 @@ class Database:
         self.input_owners = InputOwnerTable(self._file)
 
     def close(self) -> None:
+        """Close all connections, and give the claim back."""
+        if self._claim is not None:
+            self._claim.close()
         self._file.close()
+
+    def claim(self) -> None:
+        """Claim a database of PostgreSQL for a server. A SQLite file belongs to the server that has locked its root.
+
+        Raises InputError if another server uses it.
+        """
+        if self._file.engine.dialect.name == "postgresql":
+            self._claim = claim(self._file)
+            if self._claim is None:
+                raise InputError(f"another Safelight server uses {self._file.place}; stop it, or name another database")
+
+    @property
+    def sql(self) -> SqlDatabase:
+        """The database itself, to copy it."""
+        return self._file
 
     def accept(self, *jobs: Job, client: str = "", person: str = "", priority: int = 0) -> list[QueuedJob]:
         """Append new jobs to the queue and return them; when one cannot be stored, none is."""
@@ -71,7 +93,7 @@ class Database:
             )
             for job in jobs
         ]
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             session.add_all(rows)
             session.flush()
             return [_job(row) for row in rows]
@@ -149,7 +171,7 @@ class Database:
 
         Returns the job, or None when it is no longer queued.
         """
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             changed = session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.state == "queued")
@@ -185,7 +207,7 @@ class Database:
     def set_priorities(self, priorities: Mapping[str, int]) -> list[str]:
         """Set the priorities of waiting jobs, by identifier. Returns the identifiers of the jobs that did wait."""
         changed: list[str] = []
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             for job, priority in priorities.items():
                 done = session.execute(
                     update(JobRow).where(JobRow.id == job, JobRow.state == "queued").values(priority=priority)
@@ -209,7 +231,7 @@ class Database:
 
         ``seconds``: added to the delay of the queued jobs that came before it.
         """
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             changed = session.execute(update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values))
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
                 return False
@@ -228,7 +250,7 @@ class Database:
 
         The caller writes the image's file first.
         """
-        with self._file.session() as session, session.begin():
+        with self._file.writing() as session:
             changed = session.execute(
                 update(JobRow).where(JobRow.id == image.job, JobRow.state == "running").values(images=image.place + 1)
             )
@@ -239,20 +261,18 @@ class Database:
 
     def inputs(self) -> set[str]:
         """Return the digests of all input images that unfinished jobs and stored images name."""
+        jobs, images = JobRow.document["request"], ImageRow.image_metadata["request"]
+        fields = "image", "mask", "references", "controls"
         found: set[str] = set()
         with self._file.session() as session:
-            for table, column, where in (
-                ("jobs", "json_extract(document, '$.request')", "WHERE state IN ('queued', 'running')"),
-                ("images", "json_extract(metadata, '$.request')", ""),
+            for query in (
+                select(*(jobs[name] for name in fields)).where(JobRow.state.in_(("queued", "running"))),
+                select(*(images[name] for name in fields)),
             ):
-                requests = f"SELECT {column} AS request FROM {table} {where}"
-                for name in ("image", "mask"):
-                    rows = session.execute(text(f"SELECT json_extract(request, '$.{name}') FROM ({requests})"))
-                    found |= {value for (value,) in rows if value}
-                for name, value in (("controls", "json_extract(item.value, '$.image')"), ("references", "item.value")):
-                    items = f"({requests}), json_each(request, '$.{name}') AS item"
-                    rows = session.execute(text(f"SELECT {value} FROM {items}"))
-                    found |= {value for (value,) in rows if value}
+                rows: Iterable[Sequence[Any]] = session.execute(query)
+                for image, mask, references, controls in rows:
+                    named = (image, mask, *(references or ()), *(one.get("image") for one in controls or ()))
+                    found.update(digest for digest in named if digest)
         return found
 
 

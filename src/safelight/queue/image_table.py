@@ -11,13 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, text, true, update
+from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError
-from safelight.queue.database_file import DatabaseFile
 from safelight.queue.person import LOCAL, Person
-from safelight.queue.search_text import search_expression, searchable
+from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import NO_BOARD, Facets, ImageChange, ImageFilter, ImagePage, StoredImage
 from safelight.queue.tables import BoardRow, ImageLoraRow, ImageRow, ImageTagRow
 
@@ -34,7 +33,7 @@ class ImageTable:
     ``person``: whose view this is. An administrator sees and changes all images.
     """
 
-    def __init__(self, file: DatabaseFile, person: Person = LOCAL) -> None:
+    def __init__(self, file: SqlDatabase, person: Person = LOCAL) -> None:
         self._file, self._person = file, person
         self._own: ColumnElement[bool] = true() if person.sees_all else ImageRow.person == person.name
         shared = select(BoardRow.id).where(BoardRow.shared)
@@ -53,7 +52,14 @@ class ImageTable:
         session.add_all(ImageLoraRow(image=row.number, lora=lora) for lora in dict.fromkeys(image.loras))
         session.add_all(ImageTagRow(image=row.number, tag=tag) for tag in dict.fromkeys(image.tags))
         session.flush()
-        _index_text(session, row)
+        self.index(session, row)
+
+    def index(self, session: Session, row: ImageRow) -> None:
+        """Write an image's texts into the full-text index, in place of earlier ones."""
+        names = [row.model, *session.scalars(select(ImageLoraRow.lora).where(ImageLoraRow.image == row.number))]
+        tags = session.scalars(select(ImageTagRow.tag).where(ImageTagRow.image == row.number))
+        file = row.file.replace("\\", "/").rpartition("/")[2] if row.imported else ""
+        self._file.texts.write(session, row.number, (row.prompt, " ".join(names), " ".join(tags), file))
 
     def add_imported(self, images: Iterable[StoredImage]) -> int:
         """Add images that other programs or people have stored. Leaves out those whose file is known; returns the rest.
@@ -132,7 +138,7 @@ class ImageTable:
     def bytes_of(self, person: str) -> int:
         """Return the size of the files of a person's images, also of those in the trash, in bytes."""
         with self._file.session() as session:
-            return session.scalars(select(func.sum(ImageRow.bytes)).where(ImageRow.person == person)).one() or 0
+            return int(session.scalars(select(func.sum(ImageRow.bytes)).where(ImageRow.person == person)).one() or 0)
 
     def facets(self) -> Facets:
         """Return the values by which images can be filtered."""
@@ -185,7 +191,7 @@ class ImageTable:
                     now = time.time() if change.trashed else None
                     session.execute(update(ImageRow).where(moves).values(trashed=now))
                 if change.add_tags or change.remove_tags:
-                    _change_tags(session, list(numbers), change)
+                    self._change_tags(session, list(numbers), change)
         return [one for one in dict.fromkeys(ids) if one in found]
 
     def store_check(self, image_id: str, same: bool) -> None:
@@ -204,7 +210,7 @@ class ImageTable:
                 numbers = list(session.scalars(select(ImageRow.number).where(ImageRow.id.in_(part), self._own)))
                 for table in (ImageTagRow, ImageLoraRow):
                     session.execute(delete(table).where(table.image.in_(numbers)))
-                session.execute(text(f"DELETE FROM image_texts WHERE rowid IN ({','.join(map(str, numbers))})"))
+                self._file.texts.remove(session, numbers)
                 session.execute(delete(ImageRow).where(ImageRow.number.in_(numbers)))
 
     def trashed_before(self, until: float) -> list[str]:
@@ -218,7 +224,20 @@ class ImageTable:
             return set(session.scalars(select(ImageRow.file)))
 
     def _filtered(self, query: Select[Any], wanted: ImageFilter) -> Select[Any]:
-        return _filtered(query.where(self._visible), wanted)
+        query = _filtered(query.where(self._visible), wanted)
+        return query.where(self._file.texts.finds(wanted.search)) if wanted.search else query
+
+    def _change_tags(self, session: Session, numbers: Sequence[int], change: ImageChange) -> None:
+        if change.remove_tags:
+            gone = ImageTagRow.image.in_(numbers) & ImageTagRow.tag.in_(change.remove_tags)
+            session.execute(delete(ImageTagRow).where(gone))
+        for tag in dict.fromkeys(change.add_tags):
+            have = set(session.scalars(select(ImageTagRow.image).where(ImageTagRow.tag == tag)))
+            new = [{"image": number, "tag": tag} for number in numbers if number not in have]
+            if new:
+                session.execute(insert(ImageTagRow), new)
+        for row in session.scalars(select(ImageRow).where(ImageRow.number.in_(numbers))):
+            self.index(session, row)
 
 
 _COLUMNS = (
@@ -269,12 +288,6 @@ def _filtered(query: Select[Any], wanted: ImageFilter) -> Select[Any]:
         query = query.where(ImageRow.number.in_(select(ImageTagRow.image).where(ImageTagRow.tag == wanted.tag)))
     if wanted.lora:
         query = query.where(ImageRow.number.in_(select(ImageLoraRow.image).where(ImageLoraRow.lora == wanted.lora)))
-    if wanted.search:
-        expression = search_expression(wanted.search)
-        # A search without a word finds nothing.
-        found = "SELECT rowid FROM image_texts WHERE image_texts MATCH :search" if expression else "SELECT 0"
-        matches = text(f"images.number IN ({found})")
-        query = query.where(matches.bindparams(search=expression) if expression else matches)
     return query
 
 
@@ -307,37 +320,3 @@ def _images(session: Session, rows: Sequence[ImageRow]) -> list[StoredImage]:
         )
         for row in rows
     ]
-
-
-def _change_tags(session: Session, numbers: Sequence[int], change: ImageChange) -> None:
-    if change.remove_tags:
-        gone = ImageTagRow.image.in_(numbers) & ImageTagRow.tag.in_(change.remove_tags)
-        session.execute(delete(ImageTagRow).where(gone))
-    for tag in dict.fromkeys(change.add_tags):
-        have = set(session.scalars(select(ImageTagRow.image).where(ImageTagRow.tag == tag)))
-        new = [{"image": number, "tag": tag} for number in numbers if number not in have]
-        if new:
-            session.execute(insert(ImageTagRow), new)
-    for row in session.scalars(select(ImageRow).where(ImageRow.number.in_(numbers))):
-        _index_text(session, row)
-
-
-def _index_text(session: Session, row: ImageRow) -> None:
-    """Write an image's texts into the full-text index, in place of earlier ones."""
-    names = [row.model]
-    names += session.scalars(select(ImageLoraRow.lora).where(ImageLoraRow.image == row.number))
-    tags = session.scalars(select(ImageTagRow.tag).where(ImageTagRow.image == row.number))
-    file = row.file.replace("\\", "/").rpartition("/")[2] if row.imported else ""
-    session.execute(text("DELETE FROM image_texts WHERE rowid = :number"), {"number": row.number})
-    session.execute(
-        text(
-            "INSERT INTO image_texts (rowid, prompt, names, tags, file) VALUES (:number, :prompt, :names, :tags, :file)"
-        ),
-        {
-            "number": row.number,
-            "prompt": searchable(row.prompt),
-            "names": searchable(" ".join(names)),
-            "tags": searchable(" ".join(tags)),
-            "file": searchable(file),
-        },
-    )

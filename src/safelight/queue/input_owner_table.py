@@ -9,15 +9,15 @@ from collections.abc import Collection
 
 from sqlalchemy import String, cast, select
 
-from safelight.queue.database_file import DatabaseFile
 from safelight.queue.person import Person
+from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.tables import BoardRow, ImageRow, InputOwnerRow
 
 
 class InputOwnerTable:
     """The owners of input images in a database."""
 
-    def __init__(self, file: DatabaseFile) -> None:
+    def __init__(self, file: SqlDatabase) -> None:
         self._file = file
 
     def add(self, person: str, digests: Collection[str]) -> None:

@@ -14,8 +14,8 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError
-from safelight.queue.database_file import DatabaseFile
 from safelight.queue.person import Person, Role
+from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.tables import BoardRow, ImageRow, JobRow, PersonKeyRow, PersonRow, PersonSessionRow, PresetRow
 
 USED_SECONDS = 60.0
@@ -35,7 +35,7 @@ class PersonKey:
 class PeopleTable:
     """The people in a database. The server knows people if there is any; the first one is an administrator."""
 
-    def __init__(self, file: DatabaseFile) -> None:
+    def __init__(self, file: SqlDatabase) -> None:
         self._file = file
 
     def any(self) -> bool:

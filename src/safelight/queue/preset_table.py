@@ -7,15 +7,15 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from safelight.queue.database_file import DatabaseFile
 from safelight.queue.person import LOCAL, Person
+from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.tables import PresetRow
 
 
 class PresetTable:
     """The presets of one person. Each method is one transaction."""
 
-    def __init__(self, file: DatabaseFile, person: Person = LOCAL) -> None:
+    def __init__(self, file: SqlDatabase, person: Person = LOCAL) -> None:
         self._file, self._person = file, person
 
     def of(self, person: Person) -> PresetTable:

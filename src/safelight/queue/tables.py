@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Table(DeclarativeBase):
     """The base class of all tables."""
 
-    type_annotation_map = {dict[str, Any]: JSON}  # noqa: RUF012
+    # SQLite's integers have 8 bytes anyway, and only its type INTEGER counts up by itself.
+    type_annotation_map = {dict[str, Any]: JSON, int: BigInteger().with_variant(Integer, "sqlite")}  # noqa: RUF012
 
 
 class JobRow(Table):
@@ -55,7 +56,19 @@ class ImageRow(Table):
     """
 
     __tablename__ = "images"
-    __table_args__ = (UniqueConstraint("job", "place"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        UniqueConstraint("job", "place"),
+        Index("images_by_time", "trashed", "created", "number"),
+        *(
+            Index(f"images_by_{name}", column, "trashed", "created", "number")
+            for name, column in (
+                *(("model", "model"), ("board", "board"), ("seed", "seed"), ("program", "program")),
+                *(("star", "starred"), ("person", "person")),
+            )
+        ),
+        Index("images_by_file", "file"),
+        {"sqlite_autoincrement": True},
+    )
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
@@ -78,7 +91,7 @@ class ImageRow(Table):
     trashed: Mapped[float | None]
     same: Mapped[bool | None]
     person: Mapped[str]
-    bytes: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int]
     # SQLAlchemy reserves the attribute name ``metadata``.
     image_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
 
@@ -100,6 +113,7 @@ class ImageLoraRow(Table):
     """An image used a LoRA. ``image``: its number."""
 
     __tablename__ = "image_loras"
+    __table_args__ = (Index("image_loras_by_image", "image"),)
 
     lora: Mapped[str] = mapped_column(primary_key=True)
     image: Mapped[int] = mapped_column(ForeignKey("images.number"), primary_key=True)
@@ -109,6 +123,7 @@ class ImageTagRow(Table):
     """An image has a tag. ``image``: its number."""
 
     __tablename__ = "image_tags"
+    __table_args__ = (Index("image_tags_by_image", "image"),)
 
     tag: Mapped[str] = mapped_column(primary_key=True)
     image: Mapped[int] = mapped_column(ForeignKey("images.number"), primary_key=True)

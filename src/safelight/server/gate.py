@@ -72,7 +72,12 @@ class Gate:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        person = await bridge.run(self._check, connection)
+        try:
+            person = await bridge.run(self._check, connection)
+        except StorageError as error:
+            # The database says who may do what. Without it, only what is open to everybody can be answered.
+            rule = rule_of(scope.get("method", "GET"), scope["path"])
+            person = NOBODY if rule.role is None else (507, Problem(error="storage", message=str(error)))
         if not isinstance(person, Person):
             await self._refuse(connection, *person, receive=receive, send=send)
             return

@@ -315,7 +315,7 @@ class Supervisor:
             WorkerDiedError: the worker died; its replacement is starting.
         """
         worker = self._wait_until_ready(cancelled)
-        self._job = generate.job_id
+        self._job, ended = generate.job_id, False
         try:
             worker.send(generate)
             if cancelled():
@@ -327,17 +327,30 @@ class Supervisor:
                 if getattr(message, "job_id", generate.job_id) != generate.job_id:
                     # It belongs to an earlier job, whose messages the caller did not read to the end.
                     continue
+                ended = isinstance(message, Ended)
                 yield message
-                if isinstance(message, Ended):
+                if ended:
                     return
         except GeneratorExit:
-            self.cancel(generate.job_id)
+            if not ended:
+                self.cancel(generate.job_id)
+                self._skip_to_end(worker, generate.job_id)
             raise
         except WorkerDiedError as error:
             self._replace(worker, error)
             raise
         finally:
             self._job = ""
+
+    def _skip_to_end(self, worker: Process, job: str) -> None:
+        """Read the remaining messages of a cancelled job. It ends after one step at most.
+
+        The job may be run again, and must not get messages of this attempt.
+        """
+        while (message := worker.inbox.get()) is not None:
+            if isinstance(message, Ended) and message.job_id == job:
+                return
+        self._replace(worker, worker.death_error())
 
     def kill(self) -> None:
         """Kill the worker, because it makes no progress. Its job is given back, and a new worker starts."""

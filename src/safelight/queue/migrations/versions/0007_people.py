@@ -18,7 +18,7 @@ def upgrade() -> None:
     if "person" not in there:
         op.add_column("images", sa.Column("person", sa.String, nullable=False, server_default=""))
     if "bytes" not in there:
-        op.add_column("images", sa.Column("bytes", sa.BigInteger, nullable=False, server_default="0"))
+        op.add_column("images", sa.Column("bytes", sa.Integer, nullable=False, server_default="0"))
     op.execute("CREATE INDEX IF NOT EXISTS images_by_person ON images (person, trashed, created, number)")
     _own_boards()
     _own_presets()

@@ -1,0 +1,96 @@
+"""An open database, SQLite's or PostgreSQL's, and its sessions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DataError, OperationalError, StatementError
+from sqlalchemy.orm import Session
+
+from safelight.errors import InputError, StorageError, UnreadableFileError
+from safelight.queue.text_index import TextIndex
+
+
+class SqlDatabase:
+    """A database of the newest revision.
+
+    ``place``: where it is, for errors.
+    ``texts``: its full-text index.
+    ``begin``: the statement after which no other transaction that began with it writes until this one ends.
+    """
+
+    def __init__(self, engine: Engine, place: Path, texts: TextIndex, begin: str) -> None:
+        self.engine, self.place, self.texts, self._begin = engine, place, texts, begin
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    @contextlib.contextmanager
+    def session(self) -> Generator[Session]:
+        """Open a session.
+
+        Raises StorageError when the disk is full or cannot be written, or the database's server does not answer.
+        Raises InputError for a text that the database cannot store.
+        """
+        try:
+            with Session(self.engine) as session:
+                yield session
+        except OperationalError as error:
+            raise StorageError(self.place, f"cannot be used: {error.orig}") from error
+        except DataError as error:
+            raise InputError(f"the database cannot store a text or number: {error.orig}") from error
+        except StatementError as error:
+            # A value of ours was refused before it came to the database.
+            if isinstance(error.orig, InputError):
+                raise error.orig from error
+            raise
+
+    @contextlib.contextmanager
+    def writing(self) -> Generator[Session]:
+        """Open a session that writes, in one transaction. What it reads, nobody else changes meanwhile.
+
+        Raises the errors of :meth:`session`.
+        """
+        with self.session() as session, session.begin():
+            session.execute(text(self._begin))
+            yield session
+
+
+def revisions() -> tuple[Config, str, frozenset[str]]:
+    """Return the configuration of the migrations, the newest revision, and all revisions."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    script = ScriptDirectory.from_config(config)
+    return config, script.get_current_head() or "", frozenset(one.revision for one in script.walk_revisions())
+
+
+def revision_of(connection: Connection) -> str | None:
+    """Return the revision of a database; None if it is empty."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def migrate_to_newest(connection: Connection, place: Path, migrate: bool) -> None:
+    """Bring a database up to date.
+
+    ``migrate``: without it, a database of another version is an error, because a server of that version may use it.
+    Raises UnreadableFileError if a newer version wrote it.
+    """
+    config, newest, known = revisions()
+    at = revision_of(connection)
+    if at == newest:
+        return
+    if at is not None and at not in known:
+        problem = f"was written by a newer Safelight (revision {at}); use that, or another --root"
+        raise UnreadableFileError(place, problem)
+    if not migrate:
+        raise UnreadableFileError(place, "is of another version, and a server may be using it; stop that server")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
