@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from safelight.settings import PREFIX, Settings, describe_allowed, details_of
+from safelight.setting_descriptions import describe_allowed
+from safelight.settings import PREFIX, Settings, details_of
 
 HEAD = f"""# Settings
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from safelight.errors import MissingExtraError
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "cluster": ("ray",),
     "compiled": ("numba",),
     "mcp": ("mcp",),
     "postgres": ("psycopg",),

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -305,6 +304,25 @@ class Settings(BaseSettings):
         SettingDetails(group="Server", default_text="none", secret=True),
         default=None,
     )
+    cluster_lease_seconds: float = declare(
+        "A slot of the cluster that is silent for this time has lost its job, which is tried once more elsewhere.",
+        SettingDetails(group="Cluster", unit="seconds"),
+        default=30.0,
+        ge=3,
+    )
+    cluster_cache_gb: float = declare(
+        "Each machine of the cluster keeps copies of models of at most this size; those that were used least recently "
+        "go first.",
+        SettingDetails(group="Cluster", unit=GB),
+        default=200.0,
+        gt=0,
+    )
+    cluster_other_versions: bool = declare(
+        "Machines of the cluster with other versions of Safelight, torch or diffusers may compute, too. Their images "
+        "may differ, and say where they were made.",
+        SettingDetails(group="Cluster"),
+        default=False,
+    )
     spare_worker: bool = declare(
         "The server keeps a second process with all imports ready, in case the worker dies.",
         SettingDetails(group="Server"),
@@ -445,49 +463,6 @@ def variable_of(name: str) -> str:
     """Return the environment variable of a setting."""
     return f"{PREFIX}{name.upper()}"
 
-
-def choices_of(name: str) -> tuple[str, ...]:
-    """Return the allowed values of a setting that has only a few; () for all others."""
-    kind = Settings.model_fields[name].annotation
-    if kind is bool:
-        return ("true", "false")
-    return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
-
-
-def describe_allowed(name: str) -> str:
-    """Return the allowed values of a setting in words, such as "a whole number from 1 to 1024"."""
-    declared, details = Settings.model_fields[name], details_of(name)
-    kind = declared.annotation
-    if get_origin(kind) in (Union, UnionType):
-        [kind] = [one for one in get_args(kind) if one is not NoneType]
-    if details.allowed:
-        return details.allowed
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    bounds = {bound: getattr(one, bound) for one in declared.metadata for bound in _BOUNDS if hasattr(one, bound)}
-    limits = " ".join(_BOUNDS[bound].format(value) for bound, value in bounds.items())
-    if {"ge", "le"} <= bounds.keys():
-        limits = f"from {bounds['ge']} to {bounds['le']}"
-    unit = f"({details.unit})" if details.unit and kind in (int, float) else ""
-    return " ".join(filter(None, (_KINDS[kind], limits, unit)))
-
-
-_KINDS: Mapping[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    SecretStr: "text",
-    Path: "a path",
-    tuple[Path, ...]: "a list of paths",
-    tuple[str, ...]: "a list of words",
-}
-_BOUNDS: Mapping[str, str] = {
-    "gt": "above {}",
-    "ge": "of at least {}",
-    "le": "of at most {}",
-    "min_length": "of at least {} characters",
-}
 
 SECRETS = tuple(name for name in Settings.model_fields if details_of(name).secret)
 """Settings whose values Safelight never shows."""

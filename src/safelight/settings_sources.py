@@ -19,13 +19,13 @@ from pydantic_settings import EnvSettingsSource, InitSettingsSource, PydanticBas
 
 from safelight.errors import SettingError, UnreadableFileError
 from safelight.files.disk import write_whole
+from safelight.setting_descriptions import describe_allowed
 from safelight.settings import (
     OBSOLETE,
     PREFIX,
     SECRETS,
     Settings,
     default_root,
-    describe_allowed,
     details_of,
     variable_of,
 )

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image as PILImage
 from support.foreign_pictures import PICTURES, PROMPT
-from support.serving import Server, ended, make
+from support.serving import Server, database_of, ended, make
 
 from safelight.queue.database import Database
 from safelight.queue.image_import import import_pictures
@@ -98,7 +98,7 @@ def test_a_picture_of_another_program_is_an_image_like_all(http: httpx.Client, s
     folder = server.root / "their pictures"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(PICTURES["A1111, JPEG"]())
-    database = Database(server.root, migrate=False)
+    database = Database(server.root, url=database_of(server.root), migrate=False)
     list(import_pictures(folder, database.images))
     database.close()
     (image,) = http.get("/api/v1/images", params={"program": "A1111", "metadata": True}).json()["images"]

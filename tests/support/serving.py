@@ -60,7 +60,8 @@ _databases: dict[Path, str] = {}
 
 def database_of(root: Path) -> str | None:
     """The address of a root's database; None for SQLite. ``make postgres`` runs the tests of servers on PostgreSQL."""
-    if "SAFELIGHT_TEST_POSTGRES" not in os.environ:
+    file = root / "safelight.yaml"
+    if "SAFELIGHT_TEST_POSTGRES" not in os.environ or (file.exists() and "database_url" in file.read_text()):
         return None
     return _databases.setdefault(root, "") or _databases.update({root: postgres.cluster().new()}) or _databases[root]
 

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from safelight import extras
 from safelight.assembly.command_run import CommandRun
 from safelight.assembly.isolated import open_isolated_runner
 from safelight.assembly.library import open_library
-from safelight.assembly.programs import WORKER
+from safelight.assembly.programs import WORKER, ZYGOTE
 from safelight.assembly.slots import SlotPlan, plan_slots
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.catalog import Catalog
@@ -40,9 +41,14 @@ from safelight.settings_sources import LoadedSettings, explain_settings
 from safelight.workers.choosing import Choosing
 from safelight.workers.dispatcher import Dispatcher
 from safelight.workers.fresh_process import FreshProcesses
+from safelight.workers.isolation import IsolatedRunner
 from safelight.workers.job_runner import JobRunner
 from safelight.workers.slot import Slot
+from safelight.workers.slot_supervisor import SlotSupervisor
 from safelight.workers.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from safelight.cluster.cluster import Cluster
 
 _log = Log(__name__)
 
@@ -77,6 +83,7 @@ class Services:
     timings: Timings
     lock: FileLock
     stopping: threading.Event
+    cluster: Cluster | None = None
 
     def start(self) -> None:
         """Start the queue. Once a day, empty the trash of what was there long enough, and trash unused input images."""
@@ -107,13 +114,16 @@ class Services:
         self.dispatcher.stop(self.settings.shutdown_seconds)
         for slot in self.dispatcher.slots:
             slot.runner.close()
+        if self.cluster is not None:
+            self.cluster.leave()
         self.database.close()
         self.lock.release()
 
 
-def open_services(settings: Settings, sources: LoadedSettings | None = None) -> Services:
+def open_services(settings: Settings, sources: LoadedSettings | None = None, cluster: str = "") -> Services:
     """Open everything that a server needs below HTTP. The worker starts to import.
 
+    ``cluster``: the address of a Ray cluster whose slots are used in place of this machine's devices; "" for none.
     ``sources``: where the settings came from; None if no file and no variable was read.
 
     Raises InputError when another server uses this root, UnreadableFileError when the root cannot be written, and the
@@ -133,7 +143,13 @@ def open_services(settings: Settings, sources: LoadedSettings | None = None) -> 
     images = ImageStore(database, gallery, events)
     catalog = Catalog(library, Adapters(settings.root), Inputs(settings.root))
     timings, stopping = Timings(settings.root / "timings.json"), threading.Event()
-    dispatcher = _open_dispatcher(settings, catalog, database, images, events, timings, stopping)
+    try:
+        joined = None if not cluster else join_cluster(cluster, settings, catalog)
+    except BaseException:
+        database.close()
+        lock.release()
+        raise
+    dispatcher = _open_dispatcher(settings, catalog, database, images, events, timings, stopping, joined)
     fresh_processes = FreshProcesses(WORKER, settings, catalog)
     return Services(
         settings,
@@ -154,6 +170,7 @@ def open_services(settings: Settings, sources: LoadedSettings | None = None) -> 
         timings,
         lock,
         stopping,
+        joined,
     )
 
 
@@ -165,6 +182,7 @@ def _open_dispatcher(
     events: Events,
     timings: Timings,
     stopping: threading.Event,
+    cluster: Cluster | None,
 ) -> Dispatcher:
     library = catalog.library
 
@@ -184,19 +202,22 @@ def _open_dispatcher(
 
     choosing = Choosing(database, limits, switch_seconds, Shares(weight))
 
+    def make_slot(name: str, supervisor: SlotSupervisor, isolated: IsolatedRunner) -> Slot:
+        runner = JobRunner(
+            *(name, database, images, supervisor, isolated, events, resolve_again),
+            *(partial(choosing.upcoming, name), timings, stopping),
+        )
+        return Slot(name, supervisor, runner)
+
     def open_slot(plan: SlotPlan) -> Slot:
         supervisor = Supervisor(WORKER, plan.settings, settings.spare_worker, plan.environment)
-        isolated = open_isolated_runner(plan.settings)
-        runner = JobRunner(
-            *(plan.name, database, images, supervisor, isolated, events, resolve_again),
-            *(partial(choosing.upcoming, plan.name), timings, stopping),
-        )
-        return Slot(plan.name, supervisor, runner)
+        return make_slot(plan.name, supervisor, open_isolated_runner(plan.settings))
 
-    return Dispatcher(
+    plans = [] if cluster is not None else plan_slots(settings)
+    dispatcher = Dispatcher(
         database,
         images,
-        [open_slot(plan) for plan in plan_slots(settings)],
+        [open_slot(plan) for plan in plans],
         choosing,
         events,
         settings.max_queue_size,
@@ -204,6 +225,27 @@ def _open_dispatcher(
         settings.stall_seconds,
         stopping,
     )
+    if cluster is not None:
+
+        def add_slot() -> None:
+            supervisor = cluster.open_supervisor(dispatcher.wake)
+            # The machine makes isolated images, too.
+            dispatcher.add(make_slot(f"cluster:{len(dispatcher.slots)}", supervisor, supervisor))
+
+        offered = cluster.offered()
+        for _ in range(offered):
+            add_slot()
+        cluster.watch(offered, add_slot)
+    return dispatcher
+
+
+def join_cluster(address: str, settings: Settings, catalog: Catalog) -> Cluster:
+    """Join a Ray cluster. Raises InputError if there is none, MissingExtraError without the extra ``cluster``."""
+    extras.require("cluster", "--cluster")
+    # Ray takes a second to import, and only a cluster needs it.
+    from safelight.cluster.cluster import Cluster
+
+    return Cluster(address, settings, catalog, WORKER, ZYGOTE)
 
 
 def _lock_root(root: Path) -> FileLock:

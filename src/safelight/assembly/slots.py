@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from safelight.devices import machine
+from safelight.devices.gpus import VISIBLE, nvidia_gpus
 from safelight.errors import SettingError
 from safelight.settings import Settings
 
 GB = 1 << 30
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-"""CUDA's variable: the GPUs that a process sees. The worker of each GPU sees only its own."""
 
 _ENTRY = re.compile(r"([a-z][a-z0-9_]*)(?::([0-9]+))?")
 
@@ -82,20 +78,3 @@ def _names(entry: str, settings: Settings) -> Sequence[str]:
     if device not in ("cpu", "simulated") or int(number) < 1:
         raise SettingError("devices", entry, "devices", f"{device} has no numbered slots")
     return [f"{device}:{place}" for place in range(int(number))]
-
-
-def nvidia_gpus() -> list[str]:
-    """Return the names by which CUDA knows the GPUs of NVIDIA that this process may use."""
-    visible = os.environ.get(VISIBLE)
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip()]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    try:
-        listed = subprocess.run(
-            [tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return listed.stdout.split()

@@ -51,10 +51,14 @@ class Catalog:
 
     def component(self, digest: str) -> ComponentManifest | None:
         """Return a component by its digest, from any model or adapter with unchanged files; None if there is none."""
+        owner = self.owner(digest)
+        return None if owner is None else next(part for part in owner.manifest.components if part.digest == digest)
+
+    def owner(self, digest: str) -> Model | Adapter | None:
+        """Return a model or adapter with unchanged files that has a component, by its digest; None if there is none."""
         for owner in self._owners(digest):
-            found = next((part for part in owner.manifest.components if part.digest == digest), None)
-            if found is not None:
-                return found
+            if any(part.digest == digest for part in owner.manifest.components):
+                return owner
         return None
 
     def _owners(self, digest: str) -> Iterator[Model | Adapter]:

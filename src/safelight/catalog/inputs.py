@@ -249,6 +249,11 @@ class Inputs:
             raise IntegrityError(self._path(digest), "", "the pixels of this input image changed", SEND_AGAIN)
         return image
 
+    def read(self, digest: str) -> bytes:
+        """Return the PNG file of an image. Raises IntegrityError when it is gone, or when its pixels changed."""
+        self.open(digest)
+        return self._path(digest).read_bytes()
+
     def _path(self, digest: str) -> Path:
         return self._folder / f"{digest}.png"
 

@@ -28,6 +28,10 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(help="Clients must send this key. Required unless the address is this machine's own.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Compute on the machines of a Ray cluster: its head's address, or auto for this machine's."),
+    ] = None,
     root: RootOption = None,
 ) -> None:
     """Run the server: the page, and the HTTP APIs of Safelight, OpenAI and AUTOMATIC1111."""
@@ -45,7 +49,7 @@ def serve(
     from safelight.workers.running_server import announced
 
     logs.to_stderr(settings.log_format)
-    control = open_services(settings, sources)
+    control = open_services(settings, sources, cluster or "")
     try:
         _check_protection(control)
     except BaseException:

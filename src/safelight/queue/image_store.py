@@ -27,8 +27,11 @@ class ImageStore:
         self._gallery = gallery
         self._events = events
 
-    def add(self, job: QueuedJob, index: int, image: Image, slot: str = "") -> None:
-        """Store an image of a running job; do nothing if the job no longer runs. ``slot``: where it was made."""
+    def add(self, job: QueuedJob, index: int, image: Image, slot: str = "", machine: str = "") -> None:
+        """Store an image of a running job; do nothing if the job no longer runs.
+
+        ``slot``, ``machine``: where it was made; ``machine`` is "" for the server's own.
+        """
         image_id = uuid.uuid4().hex
         request = image.metadata.get("request", {})
         file = self._gallery.put(image, image_id)
@@ -51,7 +54,7 @@ class ImageStore:
                     "seconds": asdict(image.seconds),
                     "host_peak_bytes": image.host_peak_bytes,
                     "warnings": list(image.warnings),
-                    **({"slot": slot} if slot else {}),
+                    **{name: value for name, value in (("slot", slot), ("machine", machine)) if value},
                 },
             },
             person=job.person,

@@ -58,7 +58,7 @@ class Choosing:
     def next_job(self, slot: Slot) -> QueuedJob | None:
         """Choose a slot's next job and start it. None if there is none for it."""
         with self._lock:
-            while not (self.paused or slot.draining):
+            while not (self.paused or slot.draining or slot.supervisor.problem):
                 waiting = self._database.waiting(order.candidates_needed(self._limits, 1))
                 if not waiting:
                     return None

@@ -60,6 +60,7 @@ class Dispatcher:
         self.slots = choosing.slots = tuple(slots)
         self._choosing = choosing
         self._changed = threading.Condition()
+        self._started = False
         self._news = dict.fromkeys((slot.name for slot in slots), False)
 
     def running(self) -> dict[str, RunningJob]:
@@ -69,8 +70,8 @@ class Dispatcher:
     @property
     def trouble(self) -> str:
         """Why the queue waits, for example a full disk; "" if any slot goes on. No job is lost meanwhile."""
-        reasons = [slot.trouble.reason for slot in self.slots]
-        return reasons[0] if all(reasons) else ""
+        reasons = [slot.problem for slot in self.slots]
+        return (reasons[0] if reasons else "no machine of the cluster offers a slot") if all(reasons) else ""
 
     @property
     def paused(self) -> bool:
@@ -95,12 +96,23 @@ class Dispatcher:
         """Recover the jobs and files of an earlier server, and start the threads."""
         recover(self._database)
         self._images.sweep()
+        self._started = True
         for slot in self.slots:
-            slot.thread = threading.Thread(target=self._run, args=(slot,), name=f"safelight-{slot.name}", daemon=True)
-            slot.thread.start()
+            self._begin(slot)
         if self._stall_seconds:
-            arguments = self.slots, self._events, self._stall_seconds, self._stopping
+            arguments = lambda: self.slots, self._events, self._stall_seconds, self._stopping
             threading.Thread(target=watch, args=arguments, name="safelight-watch", daemon=True).start()
+
+    def add(self, slot: Slot) -> None:
+        """Use one more slot, which a machine of the cluster offers."""
+        self._news[slot.name] = True
+        self.slots = self._choosing.slots = (*self.slots, slot)
+        if self._started:
+            self._begin(slot)
+
+    def _begin(self, slot: Slot) -> None:
+        slot.thread = threading.Thread(target=self._run, args=(slot,), name=f"safelight-{slot.name}", daemon=True)
+        slot.thread.start()
 
     def accept(self, *jobs: Job, client: str = "", person: str = "", priority: int = 0) -> list[QueuedJob]:
         """Queue resolved requests.

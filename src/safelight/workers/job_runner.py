@@ -24,7 +24,7 @@ from safelight.request.results import Image, Progress
 from safelight.request.schema import Request
 from safelight.workers.isolation import IsolatedRunner
 from safelight.workers.messages import Ended, Generate, Made, Progressed
-from safelight.workers.supervisor import Supervisor
+from safelight.workers.slot_supervisor import SlotSupervisor
 
 _log = Log(__name__)
 
@@ -80,7 +80,7 @@ class JobRunner:
         slot: str,
         database: Database,
         images: ImageStore,
-        supervisor: Supervisor,
+        supervisor: SlotSupervisor,
         isolated_runner: IsolatedRunner,
         events: Events,
         resolve: Callable[[Request, str], Job],
@@ -201,7 +201,7 @@ class JobRunner:
                     case Progressed(_, progress):
                         self._report_progress(job, progress)
                     case Made(_, index, image):
-                        self._images.add(job, index, image, self._slot)
+                        self._images.add(job, index, image, self._slot, self._supervisor.machine)
                         self._record_time(job, start.job.request, image)
                     case Ended(_, kind, problem, resident):
                         if not job.request.isolate:

@@ -12,7 +12,7 @@ from safelight.queue.events import Event, Events
 from safelight.queue.job import QueuedJob
 from safelight.queue.order import SlotView
 from safelight.workers.job_runner import JobRunner, Outcome
-from safelight.workers.supervisor import Supervisor
+from safelight.workers.slot_supervisor import SlotSupervisor
 
 _log = Log(__name__)
 
@@ -55,7 +55,7 @@ class Slot:
     ``charged``: the seconds that its running job was predicted to take, which its person's share has.
     """
 
-    def __init__(self, name: str, supervisor: Supervisor, runner: JobRunner) -> None:
+    def __init__(self, name: str, supervisor: SlotSupervisor, runner: JobRunner) -> None:
         self.name, self.supervisor, self.runner = name, supervisor, runner
         self.trouble = Trouble()
         self.draining = False
@@ -69,7 +69,12 @@ class Slot:
     @property
     def takes_jobs(self) -> bool:
         """Whether it asks for jobs when it is free."""
-        return not self.draining and not self.trouble.reason
+        return not self.draining and not self.problem
+
+    @property
+    def problem(self) -> str:
+        """Why it takes no jobs, although it should; "" if it does."""
+        return self.trouble.reason or self.supervisor.problem
 
     @property
     def free_seconds(self) -> float:
@@ -86,10 +91,10 @@ class Slot:
         return SlotView(self.name, resident, max(0.1, seconds_of(group) - (time.time() - running.since)))
 
 
-def watch(slots: Sequence[Slot], events: Events, stall_seconds: float, stopping: threading.Event) -> None:
+def watch(slots: Callable[[], Sequence[Slot]], events: Events, stall_seconds: float, stopping: threading.Event) -> None:
     """Replace the worker of each slot whose job makes no progress for a time, until the server stops."""
     while not stopping.wait(LOOK_SECONDS):
-        for slot in slots:
+        for slot in slots():
             running = slot.runner.running
             if running is None or time.time() - slot.runner.heard < stall_seconds:
                 continue

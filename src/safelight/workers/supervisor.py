@@ -227,6 +227,16 @@ class Supervisor:
         """The process id of the worker."""
         return self._active.pid
 
+    @property
+    def problem(self) -> str:
+        """A worker of this machine is always replaced, so its slot takes jobs."""
+        return ""
+
+    @property
+    def machine(self) -> str:
+        """The server's own machine has no name."""
+        return ""
+
     def run_settings(self, timeout: float) -> Mapping[str, Any] | None:
         """The worker's run settings; None when it is not ready within ``timeout`` seconds."""
         try:

@@ -320,6 +320,7 @@ class SlotModel(BaseModel):
     ``worker``: ``ready`` or ``starting``.
     ``draining``: it takes no more jobs.
     ``problem``: why it cannot continue; empty if it can.
+    ``machine``: of the cluster, where Ray has placed it; empty on the server's own.
     ``busy``: a job runs. ``job``: its identifier; empty if it is another person's. ``person``: whose it is.
     ``resident``: the names of the models in its memory, the most recently used first.
     ``switches``: jobs so far that needed another model. ``restarts``: of its worker.
@@ -330,6 +331,7 @@ class SlotModel(BaseModel):
     worker: Literal["ready", "starting"]
     draining: bool
     problem: str
+    machine: str
     busy: bool
     job: str
     person: str

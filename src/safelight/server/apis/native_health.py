@@ -56,7 +56,7 @@ class HealthRoutes:
         states: dict[str, str] = {}
         for slot in self._control.dispatcher.slots:
             started = slot.supervisor.run_settings(0.0) is not None
-            takes = "waiting" if slot.trouble.reason else "draining" if slot.draining else "ready"
+            takes = "waiting" if slot.problem else "draining" if slot.draining else "ready"
             states[slot.name] = takes if started else "starting"
         ready = "ready" in states.values() and not self._control.dispatcher.paused
         answer.status_code = 200 if ready else 503

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from safelight.assembly.services import Services
 from safelight.server.problems import RefusedError, documented
-from safelight.settings import SECRETS, Settings, choices_of, describe_allowed, details_of, variable_of
+from safelight.setting_descriptions import choices_of, describe_allowed
+from safelight.settings import SECRETS, Settings, details_of, variable_of
 from safelight.settings_sources import explain_settings, unset_setting, write_setting
 
 Name = Annotated[str, InPath(pattern="^[a-z0-9_]{1,60}$", description="a setting's name")]

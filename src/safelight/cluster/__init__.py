@@ -1,0 +1,1 @@
+"""Slots on other machines, which Ray places and restarts."""

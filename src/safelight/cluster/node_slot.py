@@ -1,0 +1,173 @@
+"""A slot on a machine of the cluster: a Ray actor with a worker process of its own. No torch in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import httpx
+from filelock import FileLock, Timeout
+from platformdirs import user_data_path
+
+from safelight.cluster.needed import Needed
+from safelight.cluster.node_files import NodeFiles
+from safelight.devices.gpus import VISIBLE, nvidia_gpus
+from safelight.errors import FileError, SafelightError, StorageError, WorkerDiedError
+from safelight.request.schema import Request
+from safelight.settings import Settings
+from safelight.settings_sources import load_settings
+from safelight.workers.isolation import ForkingRunner
+from safelight.workers.messages import Command, Ended, FromWorker, Generate
+from safelight.workers.supervisor import Supervisor
+
+ROOT = "SAFELIGHT_NODE_ROOT"
+"""The variable with the folder for a machine's cache and records. `ray start` must have it."""
+
+ALIVE_SECONDS = 1.0
+"""Seconds between two signs of life while a job runs."""
+
+COMPARED = ("safelight", "torch", "diffusers", "transformers", "numpy", "safetensors")
+"""Packages whose versions must be those of the server: others may compute other pixels."""
+
+OF_NODE = ("max_cache_ram_gb", "max_cache_vram_gb", "device", "threads")
+"""Settings that a machine has for itself, from its own file and variables."""
+
+GB = 1 << 30
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that compute."""
+    found: dict[str, str] = {}
+    for name in COMPARED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+class NodeSlot:
+    """A slot of a machine. Ray makes one for each that the machine offers.
+
+    ``settings``: the server's. ``own``: names and values of the machine's own settings that were set.
+    ``worker``, ``zygote``: the commands of the processes that compute.
+    ``url``, ``token``, ``authority``: of the server's files; ``authority``: the file that signs its certificate.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker: Sequence[str],
+        zygote: Sequence[str],
+        url: str,
+        token: str,
+        authority: str | None,
+    ) -> None:
+        root = Path(os.environ.get(ROOT) or user_data_path("safelight-node", appauthor=False))
+        root.mkdir(parents=True, exist_ok=True)
+        # Several slots of a machine share its records and its cache, and each takes another device.
+        self._lock, number = _claim(root)
+        self.name = f"{socket.gethostname()}:{number}"
+        own = {name: value for name in OF_NODE if (value := getattr(load_settings(root), name)) is not None}
+        self._settings = settings.model_copy(update={**own, "root": root, **_device(number)})
+        client = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=60,
+            verify=authority or True,
+            trust_env=False,
+        )
+        self._files = NodeFiles(root, client, int(settings.cluster_cache_gb * GB))
+        visible = {VISIBLE: nvidia_gpus()[number]} if number < len(nvidia_gpus()) else {}
+        self._supervisor = Supervisor(worker, self._settings, settings.spare_worker, visible)
+        self._isolated = ForkingRunner(zygote, self._settings)
+
+    def about(self) -> dict[str, Any]:
+        """Say which slot this is, and with which versions it computes."""
+        return {"name": self.name, "versions": versions(), "pid": os.getpid(), "root": str(self._settings.root)}
+
+    def ready(self) -> Mapping[str, Any] | None:
+        """Return the run settings of the worker; None until it is ready."""
+        found = self._supervisor.run_settings(0.0)
+        return None if found is None else dict(found)
+
+    def run(self, generate: Generate, needed: Needed) -> Generator[FromWorker | None]:
+        """Run a job, and yield the worker's messages; None is a sign of life."""
+        messages: queue.SimpleQueue[FromWorker | BaseException | None] = queue.SimpleQueue()
+        thread = threading.Thread(target=self._work, args=(generate, needed, messages), daemon=True)
+        thread.start()
+        while True:
+            try:
+                message = messages.get(timeout=ALIVE_SECONDS)
+            except queue.Empty:
+                yield None
+                continue
+            if isinstance(message, BaseException):
+                raise message
+            yield message
+            if isinstance(message, Ended):
+                return
+
+    def _work(
+        self, generate: Generate, needed: Needed, messages: queue.SimpleQueue[FromWorker | BaseException | None]
+    ) -> None:
+        try:
+            self._files.ensure(needed)
+            runner = self._isolated if generate.job.request.isolate else self._supervisor
+            for message in runner.run(generate):
+                if isinstance(message, Ended) and message.kind == "input":
+                    # The server has checked the job's content, so a file of this machine is damaged.
+                    self._files.distrust(needed)
+                    messages.put(WorkerDiedError(f"on {self.name} cannot use its files: {message.problem}"))
+                    return
+                messages.put(message)
+        except StorageError as error:
+            messages.put(Ended(generate.job_id, "storage", str(error), ()))
+        except FileError as error:
+            messages.put(WorkerDiedError(f"on {self.name} cannot get its files: {error}"))
+        except SafelightError as error:
+            messages.put(error)
+        except BaseException as error:  # noqa: BLE001 - the server must learn of any error
+            messages.put(error)
+
+    def cancel(self, job: str) -> None:
+        """Stop a job at its next step."""
+        self._supervisor.cancel(job)
+        self._isolated.cancel(job)
+
+    def ask(self, command: Command, model: str, request: Request | None) -> Any:
+        """See :meth:`safelight.workers.supervisor.Supervisor.ask`."""
+        return self._supervisor.ask(command, model, request).result()
+
+    def kill(self) -> None:
+        """Replace the worker."""
+        self._supervisor.kill()
+
+    def restarts(self) -> int:
+        """Return how often the worker was replaced."""
+        return self._supervisor.restarts
+
+    def close(self) -> None:
+        """End the processes, and let another slot have the device."""
+        self._supervisor.close()
+        self._isolated.close()
+        self._lock.release()
+
+
+def _claim(root: Path) -> tuple[FileLock, int]:
+    """Return the number of a slot of this machine that no other process has, and the lock that holds it."""
+    for number in range(1000):
+        lock = FileLock(root / f".slot-{number}")
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+            return lock, number
+    raise SafelightError("this machine has too many slots")
+
+
+def _device(number: int) -> dict[str, str]:
+    return {"device": "cuda"} if number < len(nvidia_gpus()) else {}
