@@ -38,7 +38,7 @@ ONLY_PARSED = {
 }
 """Commands of the README that are parsed and not executed: a word of each, and the reason."""
 
-OTHER_PROGRAMS = (".", "buildah", "podman", "python3", "du", "mkdir", "cp", "systemctl", "journalctl")
+OTHER_PROGRAMS = (".", "buildah", "podman", "python3", "du", "mkdir", "cp", "systemctl", "journalctl", "ray", "export")
 """Programs of blocks that are not Safelight's: the shell, those that tests/test_install.py runs, and those that measure
 the core's size."""
 

@@ -194,6 +194,7 @@ VARIABLES: dict[str, tuple[str, object]] = {
     "database_url": ("postgresql://a/b", SecretStr("postgresql://a/b")),
     "cluster_lease_seconds": ("60", 60.0),
     "cluster_cache_gb": ("10", 10.0),
+    "cluster_shared_files": ("false", False),
     "cluster_other_versions": ("true", True),
     "devices": ("cuda:0, cpu", ("cuda:0", "cpu")),
     "queue_delay_seconds": ("1.5", 1.5),

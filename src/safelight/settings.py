@@ -317,6 +317,12 @@ class Settings(BaseSettings):
         default=200.0,
         gt=0,
     )
+    cluster_shared_files: bool = declare(
+        "A machine of the cluster uses a file that it sees at the server's path, for example in a shared folder. "
+        "Without this, it gets copies of its own.",
+        SettingDetails(group="Cluster"),
+        default=True,
+    )
     cluster_other_versions: bool = declare(
         "Machines of the cluster with other versions of Safelight, torch or diffusers may compute, too. Their images "
         "may differ, and say where they were made.",

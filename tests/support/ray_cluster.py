@@ -27,7 +27,7 @@ class Machines:
 
     @property
     def address(self) -> str:
-        return self.cluster.address
+        return str(self.cluster.address)
 
     def root(self, name: str) -> Path:
         """The folder of a node."""

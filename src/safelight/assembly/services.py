@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from safelight.cluster.cluster import Cluster
 
 _log = Log(__name__)
+
+MakeSlot = Callable[[str, SlotSupervisor, IsolatedRunner], Slot]
+"""Makes a slot of a name, with what runs its jobs, and its isolated jobs."""
 
 SWEEP_SECONDS = 86_400
 """Seconds between two sweeps of the trash and of the unused input images."""
@@ -226,17 +229,22 @@ def _open_dispatcher(
         stopping,
     )
     if cluster is not None:
-
-        def add_slot() -> None:
-            supervisor = cluster.open_supervisor(dispatcher.wake)
-            # The machine makes isolated images, too.
-            dispatcher.add(make_slot(f"cluster:{len(dispatcher.slots)}", supervisor, supervisor))
-
-        offered = cluster.offered()
-        for _ in range(offered):
-            add_slot()
-        cluster.watch(offered, add_slot)
+        _use_cluster(cluster, dispatcher, make_slot)
     return dispatcher
+
+
+def _use_cluster(cluster: Cluster, dispatcher: Dispatcher, make_slot: MakeSlot) -> None:
+    """Use the slots that a cluster offers now, and those that it offers later."""
+
+    def add_slot() -> None:
+        supervisor = cluster.open_supervisor(dispatcher.wake)
+        # The machine makes isolated images, too.
+        dispatcher.add(make_slot(f"cluster:{len(dispatcher.slots)}", supervisor, supervisor))
+
+    offered = cluster.offered()
+    for _ in range(offered):
+        add_slot()
+    cluster.watch(offered, add_slot)
 
 
 def join_cluster(address: str, settings: Settings, catalog: Catalog) -> Cluster:

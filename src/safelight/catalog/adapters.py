@@ -205,11 +205,6 @@ class Adapters:
             self.unread.forget(path)
         return found
 
-    def take_over(self, adapter: Adapter) -> None:
-        """Store the record of an adapter that was identified elsewhere, in place of one of its name."""
-        with library_lock(self.root):
-            self._write(adapter)
-
     def _write(self, adapter: Adapter) -> None:
         records.write(self._record(adapter.name), adapter)
         self.index.invalidate()

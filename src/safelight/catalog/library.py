@@ -208,12 +208,6 @@ class Library:
             self._quarantine.end(changed)
         return changed
 
-    def take_over(self, model: Model) -> None:
-        """Store the record of a model that was identified elsewhere, in place of one of its name."""
-        with library_lock(self.root):
-            self.records.replace(model)
-            self._quarantine.end(model)
-
     def earlier(self, name: str) -> list[Model]:
         """Return the models that had this name before, the newest first."""
         return self.records.earlier(name)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +34,21 @@ AT_ONCE = 16
 LOOK_SECONDS = 2.0
 
 
+CONNECT_SECONDS = 5.0
+
+
+def _require_answer(address: str) -> None:
+    """Raise InputError if nothing answers at an address. Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), CONNECT_SECONDS):
+            return
+    except (OSError, ValueError) as error:
+        raise InputError(f"--cluster {address}: no Ray cluster answers there ({error})") from error
+
+
 class Cluster:
     """A Ray cluster, whose slots a server uses.
 
@@ -46,6 +62,7 @@ class Cluster:
         self, address: str, settings: Settings, catalog: Catalog, worker: Sequence[str], zygote: Sequence[str]
     ) -> None:
         self._settings, self._catalog, self._programs = settings, catalog, (tuple(worker), tuple(zygote))
+        _require_answer(address)
         try:
             # Ray's own logs of workers say nothing that the server's do not.
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="safelight")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import httpx
 
 from safelight.catalog import records
 from safelight.catalog.catalog import Catalog
+from safelight.catalog.received import take_over
 from safelight.cluster.needed import Needed, NeededFile, NeededRecord, local_name
-from safelight.errors import FileError, StorageError
+from safelight.errors import FileError, IntegrityError, StorageError
 from safelight.files.disk import write_whole
 from safelight.logs import Log
 
@@ -39,13 +39,13 @@ class NodeFiles:
     ``root``: of the machine.
     ``client``: of the server's files; each request names the path on the server.
     ``budget``: the most bytes of the cache.
-    ``work``: called while files are fetched.
+    ``shared``: whether a file that is here at the server's path may be used.
     """
 
-    def __init__(self, root: Path, client: httpx.Client, budget: int, work: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, root: Path, client: httpx.Client, budget: int, shared: bool) -> None:
         self.catalog = Catalog.under(root)
         self._root, self._cache = root, root / "cache"
-        self._client, self._budget, self._work = client, budget, work
+        self._client, self._budget, self._shared = client, budget, shared
         self._distrusted: set[str] = set()
 
     def ensure(self, needed: Needed) -> None:
@@ -68,6 +68,21 @@ class NodeFiles:
             shutil.rmtree(self._place(record), ignore_errors=True)
             self._distrusted.add(record.digest)
 
+    def is_damaged(self, needed: Needed) -> bool:
+        """Return whether the content of any record that a job needs is wrong here. Reads all of it."""
+        library, adapters = self.catalog.library, self.catalog.adapters
+        for record in needed.records:
+            try:
+                if record.kind == "model":
+                    for card in library.cards():
+                        if card.digest == record.digest:
+                            library.verify(card.name)
+                else:
+                    adapters.verify(adapters.find_by_digest(str(record.values["name"]), record.digest))
+            except (FileError, IntegrityError):
+                return True
+        return False
+
     def _is_here(self, record: NeededRecord) -> bool:
         """Return whether the machine has the content, with files that have not changed since."""
         if record.digest in self._distrusted:
@@ -79,8 +94,11 @@ class NodeFiles:
 
     def _bring(self, record: NeededRecord, keep: set[str]) -> None:
         """Write the record of a model or adapter whose files are here, or are fetched now."""
+        if any(card.digest == record.digest for card in self._cards(record.kind)):
+            # It was here, and a file has changed since: nobody but this class writes into the cache.
+            shutil.rmtree(self._place(record), ignore_errors=True)
         here: list[str] = []
-        trusted = record.digest not in self._distrusted
+        trusted = self._shared and record.digest not in self._distrusted
         for number, file in enumerate(record.files):
             shared = Path(file.path)
             # A shared folder has the same file at the same path.
@@ -106,9 +124,9 @@ class NodeFiles:
         write_whole(staged, records.encoded(values))
         try:
             if record.kind == "model":
-                self.catalog.library.take_over(records.read(staged))
+                take_over(self.catalog, records.read(staged))
             else:
-                self.catalog.adapters.take_over(records.read_adapter(staged))
+                take_over(self.catalog, records.read_adapter(staged))
         finally:
             staged.unlink(missing_ok=True)
 
@@ -172,4 +190,3 @@ class NodeFiles:
             with part.open("ab" if done else "wb") as out:
                 for chunk in answer.iter_bytes(CHUNK):
                     out.write(chunk)
-                    self._work()

@@ -36,8 +36,11 @@ ALIVE_SECONDS = 1.0
 COMPARED = ("safelight", "torch", "diffusers", "transformers", "numpy", "safetensors")
 """Packages whose versions must be those of the server: others may compute other pixels."""
 
-OF_NODE = ("max_cache_ram_gb", "max_cache_vram_gb", "device", "threads")
+OF_NODE = ("max_cache_ram_gb", "max_cache_vram_gb", "device", "threads", "cluster_cache_gb", "spare_worker")
 """Settings that a machine has for itself, from its own file and variables."""
+
+MAY_BE_FILES = ("input", "failed")
+"""The kinds of failures that a damaged file may have caused."""
 
 GB = 1 << 30
 
@@ -82,9 +85,10 @@ class NodeSlot:
             verify=authority or True,
             trust_env=False,
         )
-        self._files = NodeFiles(root, client, int(settings.cluster_cache_gb * GB))
+        budget = int(self._settings.cluster_cache_gb * GB)
+        self._files = NodeFiles(root, client, budget, settings.cluster_shared_files)
         visible = {VISIBLE: nvidia_gpus()[number]} if number < len(nvidia_gpus()) else {}
-        self._supervisor = Supervisor(worker, self._settings, settings.spare_worker, visible)
+        self._supervisor = Supervisor(worker, self._settings, self._settings.spare_worker, visible)
         self._isolated = ForkingRunner(zygote, self._settings)
 
     def about(self) -> dict[str, Any]:
@@ -120,8 +124,7 @@ class NodeSlot:
             self._files.ensure(needed)
             runner = self._isolated if generate.job.request.isolate else self._supervisor
             for message in runner.run(generate):
-                if isinstance(message, Ended) and message.kind == "input":
-                    # The server has checked the job's content, so a file of this machine is damaged.
+                if isinstance(message, Ended) and message.kind in MAY_BE_FILES and self._files.is_damaged(needed):
                     self._files.distrust(needed)
                     messages.put(WorkerDiedError(f"on {self.name} cannot use its files: {message.problem}"))
                     return

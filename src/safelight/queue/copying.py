@@ -9,9 +9,10 @@ from sqlalchemy import func, insert, select, text
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError
-from safelight.queue.image_table import ImageTable
+from safelight.queue.image_table import index_texts
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.tables import ImageRow, Table
+from safelight.queue.text_index import TextIndex
 
 AT_ONCE = 500
 """Rows of one statement."""
@@ -34,7 +35,7 @@ def copy_database(source: SqlDatabase, target: SqlDatabase) -> int:
             for rows in _parts(there, table):
                 here.execute(insert(table), rows)
                 copied += len(rows)
-        _index(here, ImageTable(target))
+        _index(here, target.texts)
         if target.engine.dialect.name == "postgresql":
             _count_on(here)
     return copied
@@ -46,12 +47,12 @@ def _parts(session: Session, table: Any) -> Iterator[list[Mapping[str, Any]]]:
         yield [dict(row) for row in rows]
 
 
-def _index(session: Session, images: ImageTable) -> None:
+def _index(session: Session, texts: TextIndex) -> None:
     """Write the texts of all images into the full-text index."""
     numbers = list(session.scalars(select(ImageRow.number)))
     for at in range(0, len(numbers), AT_ONCE):
         for row in session.scalars(select(ImageRow).where(ImageRow.number.in_(numbers[at : at + AT_ONCE]))):
-            images.index(session, row)
+            index_texts(session, row, texts)
         session.expunge_all()
 
 

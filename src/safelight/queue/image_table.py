@@ -19,6 +19,7 @@ from safelight.queue.person import LOCAL, Person
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import NO_BOARD, Facets, ImageChange, ImageFilter, ImagePage, StoredImage
 from safelight.queue.tables import BoardRow, ImageLoraRow, ImageRow, ImageTagRow
+from safelight.queue.text_index import TextIndex
 
 AT_ONCE = 500
 """Images of one SQL statement; SQLite limits the number of its variables."""
@@ -52,14 +53,7 @@ class ImageTable:
         session.add_all(ImageLoraRow(image=row.number, lora=lora) for lora in dict.fromkeys(image.loras))
         session.add_all(ImageTagRow(image=row.number, tag=tag) for tag in dict.fromkeys(image.tags))
         session.flush()
-        self.index(session, row)
-
-    def index(self, session: Session, row: ImageRow) -> None:
-        """Write an image's texts into the full-text index, in place of earlier ones."""
-        names = [row.model, *session.scalars(select(ImageLoraRow.lora).where(ImageLoraRow.image == row.number))]
-        tags = session.scalars(select(ImageTagRow.tag).where(ImageTagRow.image == row.number))
-        file = row.file.replace("\\", "/").rpartition("/")[2] if row.imported else ""
-        self._file.texts.write(session, row.number, (row.prompt, " ".join(names), " ".join(tags), file))
+        index_texts(session, row, self._file.texts)
 
     def add_imported(self, images: Iterable[StoredImage]) -> int:
         """Add images that other programs or people have stored. Leaves out those whose file is known; returns the rest.
@@ -191,7 +185,7 @@ class ImageTable:
                     now = time.time() if change.trashed else None
                     session.execute(update(ImageRow).where(moves).values(trashed=now))
                 if change.add_tags or change.remove_tags:
-                    self._change_tags(session, list(numbers), change)
+                    _change_tags(session, list(numbers), change, self._file.texts)
         return [one for one in dict.fromkeys(ids) if one in found]
 
     def store_check(self, image_id: str, same: bool) -> None:
@@ -226,18 +220,6 @@ class ImageTable:
     def _filtered(self, query: Select[Any], wanted: ImageFilter) -> Select[Any]:
         query = _filtered(query.where(self._visible), wanted)
         return query.where(self._file.texts.finds(wanted.search)) if wanted.search else query
-
-    def _change_tags(self, session: Session, numbers: Sequence[int], change: ImageChange) -> None:
-        if change.remove_tags:
-            gone = ImageTagRow.image.in_(numbers) & ImageTagRow.tag.in_(change.remove_tags)
-            session.execute(delete(ImageTagRow).where(gone))
-        for tag in dict.fromkeys(change.add_tags):
-            have = set(session.scalars(select(ImageTagRow.image).where(ImageTagRow.tag == tag)))
-            new = [{"image": number, "tag": tag} for number in numbers if number not in have]
-            if new:
-                session.execute(insert(ImageTagRow), new)
-        for row in session.scalars(select(ImageRow).where(ImageRow.number.in_(numbers))):
-            self.index(session, row)
 
 
 _COLUMNS = (
@@ -320,3 +302,24 @@ def _images(session: Session, rows: Sequence[ImageRow]) -> list[StoredImage]:
         )
         for row in rows
     ]
+
+
+def index_texts(session: Session, row: ImageRow, texts: TextIndex) -> None:
+    """Write an image's texts into the full-text index, in place of earlier ones."""
+    names = [row.model, *session.scalars(select(ImageLoraRow.lora).where(ImageLoraRow.image == row.number))]
+    tags = session.scalars(select(ImageTagRow.tag).where(ImageTagRow.image == row.number))
+    file = row.file.replace("\\", "/").rpartition("/")[2] if row.imported else ""
+    texts.write(session, row.number, (row.prompt, " ".join(names), " ".join(tags), file))
+
+
+def _change_tags(session: Session, numbers: Sequence[int], change: ImageChange, texts: TextIndex) -> None:
+    if change.remove_tags:
+        gone = ImageTagRow.image.in_(numbers) & ImageTagRow.tag.in_(change.remove_tags)
+        session.execute(delete(ImageTagRow).where(gone))
+    for tag in dict.fromkeys(change.add_tags):
+        have = set(session.scalars(select(ImageTagRow.image).where(ImageTagRow.tag == tag)))
+        new = [{"image": number, "tag": tag} for number in numbers if number not in have]
+        if new:
+            session.execute(insert(ImageTagRow), new)
+    for row in session.scalars(select(ImageRow).where(ImageRow.number.in_(numbers))):
+        index_texts(session, row, texts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from safelight.errors import QueueFullError, StorageError
@@ -98,7 +98,7 @@ class Dispatcher:
         self._images.sweep()
         self._started = True
         for slot in self.slots:
-            self._begin(slot)
+            _begin(slot, self._run)
         if self._stall_seconds:
             arguments = lambda: self.slots, self._events, self._stall_seconds, self._stopping
             threading.Thread(target=watch, args=arguments, name="safelight-watch", daemon=True).start()
@@ -108,11 +108,7 @@ class Dispatcher:
         self._news[slot.name] = True
         self.slots = self._choosing.slots = (*self.slots, slot)
         if self._started:
-            self._begin(slot)
-
-    def _begin(self, slot: Slot) -> None:
-        slot.thread = threading.Thread(target=self._run, args=(slot,), name=f"safelight-{slot.name}", daemon=True)
-        slot.thread.start()
+            _begin(slot, self._run)
 
     def accept(self, *jobs: Job, client: str = "", person: str = "", priority: int = 0) -> list[QueuedJob]:
         """Queue resolved requests.
@@ -124,14 +120,14 @@ class Dispatcher:
             raise QueueFullError(waiting)
         queued = self._database.accept(*jobs, client=client, person=person, priority=priority)
         for job in queued:
-            self._tell(job.id)
+            tell_job(job.id, self._database, self._events)
         self.wake()
         return queued
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job; a running one stops at its next step. Returns whether it was queued or running."""
         if self._database.end(job_id, "cancelled", "cancelled while it waited", was=("queued",)):
-            self._tell(job_id)
+            tell_job(job_id, self._database, self._events)
             return True
         job = self._database.job(job_id)
         if job is None or job.state != "running":
@@ -145,7 +141,7 @@ class Dispatcher:
         """Set the priorities of waiting jobs, by identifier. Returns the identifiers of the jobs that did wait."""
         changed = self._database.set_priorities(priorities)
         for job in changed:
-            self._tell(job)
+            tell_job(job, self._database, self._events)
         if changed:
             self.wake()
         return changed
@@ -198,9 +194,6 @@ class Dispatcher:
         with self._changed:
             self._news = dict.fromkeys(self._news, True)
             self._changed.notify_all()
-
-    def _tell(self, job_id: str) -> None:
-        tell_job(job_id, self._database, self._events)
 
     def _run(self, slot: Slot) -> None:
         while not self._stopping.is_set():
@@ -261,7 +254,7 @@ class Dispatcher:
         if ended:
             for each in self.slots:
                 each.runner.cancelled.discard(job.id)
-        self._tell(job.id)
+        tell_job(job.id, self._database, self._events)
         slot.unwritten = None
         name = slot.name if len(self.slots) > 1 else ""
         _log_end(self._database.job(job.id) or job, job.attempts, outcome.seconds, name)
@@ -272,3 +265,9 @@ def _log_end(job: QueuedJob, attempt: int, seconds: float, slot: str) -> None:
     values = {"job": job.id, "model": job.request.model, "images": job.images, "attempt": attempt}
     more = {name: value for name, value in (("slot", slot), ("person", job.person)) if value}
     _log.info("job", state=job.state, seconds=round(seconds, 3), why=job.reason, **values, **more)
+
+
+def _begin(slot: Slot, run: Callable[[Slot], None]) -> None:
+    """Start the thread that runs a slot's jobs."""
+    slot.thread = threading.Thread(target=run, args=(slot,), name=f"safelight-{slot.name}", daemon=True)
+    slot.thread.start()
