@@ -36,6 +36,7 @@ class Told:
     """A supervisor whose worker follows a script."""
 
     restarts = 0
+    problem = machine = ""
 
     def __init__(self) -> None:
         self.script: Script = done
