@@ -6,6 +6,10 @@ every 20 ms. Then, on a quiet server: seconds from the first step to its preview
 worker to the model in the next one, with a starter and, with ``--full``, a checkpoint of SD 1.5's size
 (``benchmarks/checkpoints.py``).
 
+``--slots 1 2 4 --cluster``: the crowd alone, on so many simulated slots, and on one slot by Ray. Predicted before the
+first run: 6 ms of the server's CPU for a job without its clients' questions, the same with more slots, and 3 ms more by
+Ray, which sends each message through another process.
+
 Predicted before the first run: about 30 requests a second (each writes two files and five rows); p50 10 ms, p99 100
 ms, as the server's threads take turns; a preview within 0.1 s; a starter within 0.5 s of the death, SD 1.5's size
 within 1 s.
@@ -25,6 +29,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
@@ -33,7 +39,8 @@ from support.serving import Server, ended, serving  # noqa: E402
 CLIENTS, REQUESTS = 100, 2000
 
 
-def crowd(server: Server) -> None:
+def crowd(server: Server, requests: int, label: str) -> None:
+    """Let 100 clients queue requests, and print what it took."""
     asked = {"prompt": "x", "model": "starter-noto", "steps": 1, "width": 8, "height": 8}
     over = threading.Event()
     waits: list[float] = []
@@ -49,7 +56,7 @@ def crowd(server: Server) -> None:
     def one(number: int) -> str:
         with server.client() as client:
             made = []
-            for turn in range(REQUESTS // CLIENTS):
+            for turn in range(requests // CLIENTS):
                 answer = client.post("/api/v1/generate", json={**asked, "seed": number * 100 + turn})
                 assert answer.status_code == 202, answer.text
                 made.append(answer.json()["id"])
@@ -58,6 +65,8 @@ def crowd(server: Server) -> None:
         return "done"
 
     watcher = threading.Thread(target=look)
+    process = psutil.Process(server.process.pid)
+    before = process.cpu_times()
     watcher.start()
     start = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -65,12 +74,14 @@ def crowd(server: Server) -> None:
     seconds = time.perf_counter() - start
     over.set()
     watcher.join()
+    after = process.cpu_times()
     with server.client() as client:
-        images = [client.get("/api/v1/images", params={"limit": 1000}).json()]
-        images.append(client.get("/api/v1/images", params={"limit": 1000, "before": images[0][-1]["created"]}).json())
+        images = client.get("/api/v1/images/count").json()["count"]
     waits.sort()
-    print(f"| {CLIENTS} clients, {REQUESTS} requests: all done, images | {sum(map(len, images))} |")
-    print(f"| requests a second | {REQUESTS / seconds:.1f} |")
+    spent = (after.user + after.system - before.user - before.system) * 1e3 / requests
+    print(f"| {label}: {CLIENTS} clients, {requests} requests: all done, images | {images} |")
+    print(f"| requests a second | {requests / seconds:.1f} |")
+    print(f"| CPU of the server's process for each job and all that clients ask meanwhile, ms | {spent:.1f} |")
     print(f"| answers meanwhile, ms: p50 | {statistics.median(waits) * 1e3:.1f} |")
     print(f"| p99 | {waits[int(len(waits) * 0.99)] * 1e3:.1f} |", flush=True)
 
@@ -128,16 +139,54 @@ def preview(server: Server) -> None:
     print(f"| from the first step to its preview, s | {statistics.median(waits):.3f} |", flush=True)
 
 
+def slots(counts: list[int], cluster: bool, requests: int) -> None:
+    """The crowd on several simulated slots, and on a slot of a Ray cluster on this machine."""
+    for count in counts:
+        with tempfile.TemporaryDirectory() as root:
+            (Path(root) / "safelight.yaml").write_text(f"devices: [simulated:{count}]\nthreads: 2\n")
+            with serving(Path(root)) as server:
+                until_ready(server, count)
+                crowd(server, requests, f"{count} simulated slots")
+    if cluster:
+        from support.ray_cluster import Machines
+
+        with tempfile.TemporaryDirectory() as folder:
+            machines = Machines(Path(folder))
+            machines.add("a", SAFELIGHT_DEVICE="simulated")
+            try:
+                with serving(Path(folder) / "server", "--cluster", machines.address, real=True) as server:
+                    until_ready(server, 1)
+                    crowd(server, requests, "one slot by Ray")
+            finally:
+                machines.close()
+
+
+def until_ready(server: Server, count: int) -> None:
+    """Wait until all slots take jobs."""
+    with server.client() as client:
+        while True:
+            found = client.get("/api/v1/slots").json()
+            if len(found) == count and all(one["worker"] == "ready" and not one["problem"] for one in found):
+                return
+            time.sleep(0.2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="also a checkpoint of SD 1.5's size")
     parser.add_argument("--no-crowd", action="store_true", help="leave the 100 clients out")
+    parser.add_argument("--slots", type=int, nargs="*", default=[], help="the crowd alone, on so many simulated slots")
+    parser.add_argument("--cluster", action="store_true", help="the crowd alone, on one slot by Ray")
+    parser.add_argument("--requests", type=int, default=REQUESTS)
     arguments = parser.parse_args()
     print("| what | |\n|---|---|")
+    if arguments.slots or arguments.cluster:
+        slots(arguments.slots, arguments.cluster, arguments.requests)
+        return
     with tempfile.TemporaryDirectory() as root, serving(Path(root), spare=True) as server:
         server.ready()
         if not arguments.no_crowd:
-            crowd(server)
+            crowd(server, arguments.requests, "one slot")
         preview(server)
         death(server, "starter-noto", 64)
     if arguments.full:

@@ -161,6 +161,13 @@ def test_importing() -> None:
 
 
 @pytest.mark.full
+def test_crowd() -> None:
+    printed = run("benchmarks/serving.py", "--slots", "2", "--cluster", "--requests", "100")
+    assert "| 2 simulated slots: 100 clients, 100 requests: all done, images | 100 |" in printed
+    assert "| one slot by Ray: 100 clients, 100 requests: all done, images | 100 |" in printed
+
+
+@pytest.mark.full
 def test_families() -> None:
     assert "| diffusers s |" in run("benchmarks/families.py", "--part", "call", "--tiny", "--pairs", "2")
     assert run("benchmarks/families.py", "--part", "switch", "--tiny").count("| flux2-klein-4b |") == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import time
@@ -14,10 +15,12 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 from support import serving
+from support.people import add_people, as_person, key_of
 from support.serving import ASK, ended
 
 from safelight.assembly.slots import plan_slots
 from safelight.errors import SettingError
+from safelight.queue.person import Person
 from safelight.settings import Settings
 
 MODELS = ("starter-noto", "starter-fluent", "starter-twemoji")
@@ -184,3 +187,84 @@ def test_each_gpu_of_this_machine_is_a_slot(tmp_path: Path, monkeypatch: pytest.
 def test_a_slot_that_cannot_be_is_refused_by_name(devices: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="devices"):
         plan_slots(Settings(root=tmp_path, devices=devices))
+
+
+FIVE: tuple[str, ...] = ("ada", "max", "eve", "gus", "zoe")
+
+JOBS, MINUTES, KILL_SECONDS = 2000, 10, 5.0
+
+
+@pytest.mark.proof
+def test_two_thousand_jobs_of_five_people_while_workers_are_killed(tmp_path: Path) -> None:
+    """Each job ends once with the pixels of its kind of device, and the bounds of the queue hold."""
+    add_people(tmp_path, Person("zoe", "member"))
+    text = "devices: [cpu:2, simulated:2]\nthreads: 2\nguest_max_waiting: 10000\n"
+    (tmp_path / "safelight.yaml").write_text(text)
+    chance = random.Random(5)
+    with serving.serving(tmp_path) as server:
+        server.key = key_of("ada")
+        wait_until_ready(server, 4)
+        clients = {name: as_person(server, name) for name in FIVE}
+        jobs: dict[str, tuple[str, int]] = {}
+        for number in range(JOBS):
+            name = FIVE[number % 5]
+            body = {**ASK, "model": MODELS[number % 3], "steps": 1, "seed": number % 5, "width": 64, "height": 64}
+            jobs[clients[name].post("/api/v1/generate", json=body).json()["id"]] = name, number
+        begun, killed, worst = time.monotonic(), 0, 0.0
+        while (waiting := ended_jobs(clients["ada"], JOBS)) and len(waiting) < JOBS:
+            workers = serving.children(server.process.pid)
+            if workers and time.monotonic() - begun < MINUTES * 60:
+                os.kill(chance.choice(workers), signal.SIGKILL)
+                killed += 1
+            worst = max(worst, lead(waiting, jobs))
+            time.sleep(KILL_SECONDS)
+            assert time.monotonic() - begun < 3 * MINUTES * 60, len(waiting)
+        found = ended_jobs(clients["ada"], JOBS)
+        pixels: dict[tuple[str, str, int], set[str]] = {}
+        done = 0
+        for job in found:
+            assert job["overtaken"] <= 64
+            if job["state"] != "done":
+                assert (job["failure"], job["attempts"]) == ("worker", 2), job
+                continue
+            done += 1
+            [image] = clients["ada"].get(f"/api/v1/jobs/{job['id']}/images").json()
+            key = job["slot"].partition(":")[0], image["model"], jobs[job["id"]][1] % 5
+            pixels.setdefault(key, set()).add(image["pixels_sha256"])
+        assert all(len(one) == 1 for one in pixels.values()), pixels
+        count = clients["ada"].get("/api/v1/images/count").json()["count"]
+        seconds = time.monotonic() - begun
+        print(
+            f"{JOBS} jobs of five people in {seconds:.0f} s, {killed} workers killed: {done} done, {JOBS - done} failed"
+            f" after two deaths, {count} images, lead of a person at most {worst:.1f} s"
+        )
+        assert count == done
+        assert worst <= 60 + KILL_SECONDS * 4
+        assert done > 0.8 * JOBS
+        for client in clients.values():
+            client.close()
+
+
+def ended_jobs(http: httpx.Client, most: int) -> list[dict[str, Any]]:
+    """All jobs that have ended, in pages; a list that is not empty, also at the beginning."""
+    found: list[dict[str, Any]] = []
+    before: int | None = None
+    while True:
+        params: dict[str, Any] = {"limit": 1000, "state": ["done", "failed", "cancelled"]}
+        params |= {} if before is None else {"before": before}
+        page = http.get("/api/v1/jobs", params=params).json()
+        found += page
+        if len(page) < 1000 or len(found) >= most:
+            return found or [{}]
+        before = page[-1]["number"]
+
+
+def lead(found: list[dict[str, Any]], jobs: dict[str, tuple[str, int]]) -> float:
+    """By how many seconds of computing the most served of five people is ahead of the least served."""
+    served = dict.fromkeys(FIVE, 0.0)
+    for job in found:
+        if job:
+            served[jobs[job["id"]][0]] += job["ended"] - job["started"]
+    if any(sum(1 for job in found if job and jobs[job["id"]][0] == name) >= JOBS // 5 for name in FIVE):
+        return 0.0
+    return max(served.values()) - min(served.values())
