@@ -241,7 +241,8 @@ def _use_cluster(cluster: Cluster, dispatcher: Dispatcher, make_slot: MakeSlot) 
         # The machine makes isolated images, too.
         dispatcher.add(make_slot(f"cluster:{len(dispatcher.slots)}", supervisor, supervisor))
 
-    offered = cluster.offered()
+    # Without a machine, one slot waits for the first.
+    offered = max(1, cluster.offered())
     for _ in range(offered):
         add_slot()
     cluster.watch(offered, add_slot)

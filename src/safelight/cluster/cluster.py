@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from safelight.catalog.catalog import Catalog
 from safelight.cluster.file_server import AUTHORITY, FileServer, tls
@@ -92,11 +92,14 @@ class Cluster:
         def look() -> None:
             opened = known
             while not self._stopping.wait(LOOK_SECONDS):
-                with contextlib.suppress(Exception):
+                try:
                     offered = self.offered()
-                    while opened < offered:
-                        opened += 1
-                        more()
+                except RayError as error:
+                    _log.warning("the cluster does not say what it offers", why=str(error))
+                    continue
+                while opened < offered:
+                    opened += 1
+                    more()
 
         threading.Thread(target=look, name="safelight-cluster", daemon=True).start()
 

@@ -70,8 +70,8 @@ class Dispatcher:
     @property
     def trouble(self) -> str:
         """Why the queue waits, for example a full disk; "" if any slot goes on. No job is lost meanwhile."""
-        reasons = [slot.problem for slot in self.slots]
-        return (reasons[0] if reasons else "no machine of the cluster offers a slot") if all(reasons) else ""
+        reasons = [slot.trouble.reason for slot in self.slots]
+        return reasons[0] if all(reasons) else ""
 
     @property
     def paused(self) -> bool:

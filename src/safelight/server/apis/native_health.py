@@ -36,7 +36,9 @@ class HealthRoutes:
         """Say whether the server and its worker are running. Clients with access also learn the details."""
         dispatcher = self._control.dispatcher
         found = [run for slot in dispatcher.slots if (run := slot.supervisor.run_settings(0.0)) is not None]
-        trouble = dispatcher.trouble
+        # Slots of other machines may also be away, or not there yet.
+        problems = [slot.problem for slot in dispatcher.slots]
+        trouble = dispatcher.trouble or (problems[0] if all(problems) else "")
         status, worker = "waiting" if trouble else "ok", "ready" if found else "starting"
         if person_of(http) is NOBODY:
             return Health(status=status, worker=worker)

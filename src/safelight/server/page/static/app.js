@@ -66,6 +66,7 @@ function dropped(event) {
 /** @param {{view: string}} props */
 function Top({ view }) {
   const online = useStore((state) => state.online);
+  const outside = useStore((state) => state.me?.people && !state.me.name);
   const health = useStore((state) => state.health);
   const busy = useStore((state) => state.queue.running.length > 0);
   const device = health?.run ? `${health.run.device}, ${health.run.dtype}` : t("worker_starting");
@@ -79,9 +80,9 @@ function Top({ view }) {
   return html`<header class="top">
     <a class="brand" href=${onServer("/")} aria-label="Safelight"><span class="lamp" data-busy=${busy ? "" : undefined} /> <span class="brand-name">Safelight</span></a>
     <nav aria-label=${t("views")}>
-      ${Object.keys(VIEWS).map((name) => html`<a href=${onServer(name === "create" ? "/" : `/${name}`)} aria-current=${view === name ? "page" : undefined}>${t(`view_${name}`)}</a>`)}
+      ${outside ? null : Object.keys(VIEWS).map((name) => html`<a href=${onServer(name === "create" ? "/" : `/${name}`)} aria-current=${view === name ? "page" : undefined}>${t(`view_${name}`)}</a>`)}
     </nav>
-    <span class="status note">${device}</span>
+    <span class="status note">${outside ? "" : device}</span>
     ${name && html`<a class="who" href=${onServer("/settings")} title=${t("account")}>${name}</a>`}
     <${HelpLink} page="index" label=${t("documentation")} />
     <${IconButton} icon="contrast" label=${t("light_or_dark")} onClick=${toggle} />
