@@ -152,6 +152,32 @@ def test_a_job_that_arrives_after_a_drain_is_not_given_to_the_slot(
     assert ended(queue, job).slot == "slot:0"
 
 
+def test_a_worker_is_renewed_after_its_job(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So all workers can be renewed one after the other, and no job is made again."""
+    happened: list[str] = []
+
+    def slow(wanted: Generate) -> Generator[FromWorker]:
+        happened.append("begins")
+        time.sleep(0.3)
+        happened.append("ends")
+        yield Ended(wanted.job_id, "done", "", ())
+
+    queue.supervisor.script = slow
+    monkeypatch.setattr(queue.supervisor, "kill", lambda: happened.append("killed"))
+    first, second = queue.dispatcher.slots
+    queue.dispatcher.drain(second, True)
+    queue.dispatcher.start()
+    jobs = [accept(queue) for _ in range(2)]
+    until = time.monotonic() + 10
+    while "begins" not in happened:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    first.restarts_when_free = True
+    queue.dispatcher.wake()
+    assert [ended(queue, job).attempts for job in jobs] == [1, 1]
+    assert happened == ["begins", "ends", "killed", "begins", "ends"]
+
+
 def test_people_take_turns(queue: Queue) -> None:
     order = list[str]()
 

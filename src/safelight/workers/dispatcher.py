@@ -220,6 +220,9 @@ class Dispatcher:
     def _next(self, slot: Slot) -> bool:
         """Run a slot's next job. Returns whether there was one."""
         self._write(slot)
+        if slot.restarts_when_free:
+            slot.restarts_when_free = False
+            slot.supervisor.kill()
         job = None if self._stopping.is_set() else self._choosing.next_job(slot)
         if job is None:
             return False

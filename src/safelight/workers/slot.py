@@ -50,6 +50,7 @@ class Slot:
     """A device with its worker. A thread of the dispatcher runs its jobs, one after another.
 
     ``draining``: it takes no more jobs. Set by ``Dispatcher.drain``, never while a slot chooses.
+    ``restarts_when_free``: its worker is replaced before its next job.
     ``unloaded``: its models were evicted since its last job.
     ``unwritten``: a job that ended, and whose end is not in the database yet.
     ``charged``: the seconds that its running job was predicted to take, which its person's share has.
@@ -60,6 +61,7 @@ class Slot:
         self.trouble = Trouble()
         self.draining = False
         self.unloaded = True
+        self.restarts_when_free = False
         self.unwritten: tuple[QueuedJob, Outcome] | None = None
         self.switches = 0
         self.free_since = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi import Path as InPath
 
 from safelight.assembly.services import Services
@@ -46,10 +46,21 @@ class SlotRoutes:
         """Let a slot take jobs again."""
         return self._drain(name, False)
 
-    def restart(self, name: Name) -> SlotModel:
-        """Replace a slot's worker by a new process. Its running job, if it has one, is made again."""
+    def restart(
+        self,
+        name: Name,
+        after_job: Annotated[bool, Query(description="wait until its running job has ended")] = False,
+    ) -> SlotModel:
+        """Replace a slot's worker by a new process. Its running job, if it has one, is made again.
+
+        With ``after_job``, the job ends first: asked of each slot, this renews all workers without losing any work.
+        """
         slot = self._slot(name)
-        slot.runner.replace_worker("somebody restarted the worker")
+        if after_job:
+            slot.restarts_when_free = True
+            self._dispatcher.wake()
+        else:
+            slot.runner.replace_worker("somebody restarted the worker")
         return self._told(slot)
 
     def pause(self) -> None:
