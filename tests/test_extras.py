@@ -120,7 +120,8 @@ def test_the_modules_of_each_extra_are_those_of_its_packages() -> None:
         needed = {canonicalize_name(Requirement(line).name) for line in declared()[extra]}
         assert {canonicalize_name(by_module[module][0]) for module in modules} == needed, extra
     [every] = declared()["all"]
-    assert Requirement(every).extras == extras.EXTRAS.keys()
+    # Ray is large, and only clusters need it.
+    assert Requirement(every).extras == extras.EXTRAS.keys() - {"cluster"}
 
 
 def test_what_is_installed_is_not_refused() -> None:

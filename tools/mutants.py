@@ -764,7 +764,7 @@ MUTANTS = (
     Mutant(
         "images are seen by their person",
         "queue/image_table.py",
-        "self._visible = true() if person.sees_all else or_(self._own, ImageRow.board.in_(shared))",
+        "self._visible = true() if person.sees_all else or_(self._own, shown)",
         "self._visible = true()",
         "tests/server/test_people.py",
     ),
@@ -806,7 +806,7 @@ MUTANTS = (
     Mutant(
         "passwords are tried only so often",
         "server/access.py",
-        "        if not (self._limiter.hit(OF_ADDRESS, address) and of_name):\n",
+        "        if not (of_address and self._limiter.hit(OF_NAME, name.lower(), address)):\n",
         "        if False:\n",
         "tests/server/test_people.py",
     ),

@@ -45,7 +45,9 @@ def test_comments_show_that_the_connection_is_alive_and_a_closed_one_is_not_list
             if b"memory" in message.get("body", b""):
                 left.set()
 
-        answer = await native_jobs.JobRoutes(control).events(LOCAL)
+        access = SimpleNamespace(still=lambda _: True)
+        http: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(access=access)))
+        answer = await native_jobs.JobRoutes(control).events(http, LOCAL)
         await answer({"type": "http", "method": "GET"}, receive, send)
 
     asyncio.run(asyncio.wait_for(client(), 10))

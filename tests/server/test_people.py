@@ -222,6 +222,59 @@ def test_a_shared_board_is_seen_and_not_changed(server: serving.Server, owned: J
         assert other.get(f"/api/v1/images/{image}").status_code == 404
 
 
+def test_what_is_in_the_trash_of_a_shared_board_is_its_owners_again(server: serving.Server, owned: Json) -> None:
+    board, image = owned["board_id"], owned["image_id"]
+    with as_person(server, "max") as http, as_person(server, "eve") as other:
+        http.patch(f"/api/v1/boards/{board}", json={"shared": True})
+        http.patch("/api/v1/images", json={"ids": [image], "trashed": True})
+        try:
+            assert other.get(f"/api/v1/images/{image}").status_code == 404
+            assert other.get("/api/v1/images?trashed=true").json()["images"] == []
+            with as_person(server, "gus") as guest:
+                assert guest.get(f"/api/v1/inputs/{owned['digest']}").status_code == 404
+        finally:
+            http.patch("/api/v1/images", json={"ids": [image], "trashed": False})
+            http.patch(f"/api/v1/boards/{board}", json={"shared": False})
+
+
+def test_no_path_gets_past_the_check(server: serving.Server, operations: list[tuple[str, str]]) -> None:
+    """A pattern of a route also matches before a line end, and the check must not."""
+    routes = [*operations, ("GET", "/mcp"), ("POST", "/mcp"), ("DELETE", "/mcp"), ("GET", "/api/v1/openapi.json")]
+    with as_person(server, "") as http:
+        for method, path in routes:
+            if rights.rule_of(method, path).role is None:
+                continue
+            for ending in ("%0A", "%0D", "%00", "/", "%2F", "%20", "?x", "%0A?x"):
+                answer = http.request(method, f"{path}{ending}")
+                assert answer.status_code in (401, 404), f"{method} {path}{ending}: {answer.status_code}"
+
+
+def test_credentials_that_are_none_are_refused(server: serving.Server) -> None:
+    for value in ("Basic é", "Basic ====", "Basic", "Bearer", "Digest x", "\xff"):
+        answer = httpx.get(f"{server.url}/api/v1/jobs", headers={"Authorization": value.encode("latin-1")})
+        assert answer.status_code == 401, value
+
+
+def test_options_of_one_connection_are_those_of_each_person(server: serving.Server) -> None:
+    """A proxy sends the requests of several people over the same connection."""
+    with httpx.Client(base_url=server.url) as http:
+        heard: list[int] = []
+        for name, path in (("max", "post"), ("eve", "get"), ("max", "get")):
+            headers = {"Authorization": f"Bearer {key_of(name)}"}
+            if path == "post":
+                http.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 5}, headers=headers)
+            else:
+                heard.append(http.get("/sdapi/v1/options", headers=headers).json()["CLIP_stop_at_last_layers"])
+    assert heard == [1, 5]
+
+
+def test_a_key_makes_no_keys_and_guests_get_no_processes_of_their_own(server: serving.Server) -> None:
+    with as_person(server, "gus") as http:
+        assert http.post("/api/v1/me/keys", json={"name": "more"}).status_code == 403
+        answer = http.post("/api/v1/generate", json={**ASK, "width": 64, "height": 64, "isolate": True})
+        assert (answer.status_code, answer.json()["field"]) == (422, "isolate")
+
+
 def test_an_administrator_sees_all(server: serving.Server, owned: Json) -> None:
     with as_person(server, "ada") as http:
         assert http.get(f"/api/v1/images/{owned['image_id']}").json()["prompt"] == SECRET
@@ -398,3 +451,42 @@ def test_the_first_person_comes_from_the_machine_and_gets_what_was_there(tmp_pat
             assert ada.get("/api/v1/jobs", headers={"Host": "images.example.org"}).status_code == 200
         foreign = {"Origin": "https://evil.example", "Authorization": f"Bearer {key_of('ada')}"}
         assert httpx.get(f"{server.url}/api/v1/jobs", headers=foreign).status_code == 403
+
+
+def test_a_digest_in_a_prompt_gives_no_right_to_its_picture(server: serving.Server, owned: Json) -> None:
+    with as_person(server, "ada") as admin, as_person(server, "eve") as http:
+        admin.post("/api/v1/queue/resume")
+        digest = http.post("/api/v1/inputs", json={"image": picture("teal")}).json()["digest"]
+        with as_person(server, "gus") as other:
+            job = other.post("/api/v1/generate", json={**ASK, "prompt": digest, "width": 64, "height": 64}).json()["id"]
+            assert ended(other, job)["state"] == "done"
+            assert other.get(f"/api/v1/inputs/{digest}").status_code == 404
+        admin.post("/api/v1/queue/pause")
+    del owned
+
+
+def test_a_stream_ends_when_its_person_is_removed(server: serving.Server) -> None:
+    """And what their running job still makes goes to the heir, not to a later person of the same name."""
+    with as_person(server, "ada") as http:
+        new = {"name": "tom", "password": PASSWORD, "role": "admin"}
+        http.post("/api/v1/people", json=new)
+        http.post("/api/v1/queue/resume")
+        with httpx.Client(base_url=server.url, timeout=60) as tom:
+            tom.post("/api/v1/login", json={"name": "tom", "password": PASSWORD})
+            cookies = dict(tom.cookies)
+            job = tom.post("/api/v1/generate", json={**ASK, "steps": 150, "count": 2}).json()["id"]
+            while http.get(f"/api/v1/jobs/{job}").json()["state"] == "queued":
+                time.sleep(0.02)
+            with httpx.stream("GET", f"{server.url}/api/v1/events", cookies=cookies, timeout=60) as stream:
+                lines = stream.iter_lines()
+                next(lines)
+                assert http.delete("/api/v1/people/tom", params={"heir": "gus"}).status_code == 204
+                time.sleep(5.5)
+                serving.make(http, prompt=SECRET)
+                assert SECRET not in "\n".join(lines), "the stream ends"
+        assert ended(http, job)["state"] == "done"
+        http.post("/api/v1/people", json={**new, "role": "member"})
+        images = http.get("/api/v1/images", params={"person": "gus"}).json()["images"]
+        assert [one["job"] for one in images].count(job) == 2
+        assert http.get("/api/v1/images/count", params={"person": "tom"}).json()["count"] == 0
+        http.delete("/api/v1/people/tom")

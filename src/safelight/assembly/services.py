@@ -168,7 +168,7 @@ def open_services(settings: Settings, sources: LoadedSettings | None = None, clu
         fresh_processes,
         _open_downloads(settings, library, events),
         _open_watcher(settings, catalog, events),
-        CommandRun(settings.root, lambda: events.tell(Event("doctor", ""))),
+        CommandRun(settings.root, lambda: events.tell(Event("doctor", "", role="admin"))),
         CommandRun(settings.root, lambda: _tell_compacting(events)),
         timings,
         lock,
@@ -274,7 +274,7 @@ def _lock_root(root: Path) -> FileLock:
 
 def _open_downloads(settings: Settings, library: Library, events: Events) -> Downloads:
     def tell(download: Download) -> None:
-        events.tell(Event("download", "", asdict(download)))
+        events.tell(Event("download", "", asdict(download), role="member"))
 
     folder = settings.download_folder or settings.root / "downloads"
     return Downloads(settings.root, folder, library, settings.download_hosts, tell)

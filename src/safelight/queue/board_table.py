@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError
+from safelight.queue.people_table import require_fewer
 from safelight.queue.person import LOCAL, Person
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import Board
@@ -37,6 +38,7 @@ class BoardTable:
         """Add a board. Raises InputError if the person has one with this name."""
         with self._file.writing() as session:
             _require_free_name(session, name, self._person.name)
+            require_fewer(session, BoardRow, self._person.name, "boards")
             row = BoardRow(id=uuid.uuid4().hex, name=name, created=time.time(), person=self._person.name, shared=False)
             session.add(row)
             return Board(row.id, row.name, row.created, row.person)

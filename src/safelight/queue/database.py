@@ -6,6 +6,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from safelight.queue.person import LOCAL, Person
 from safelight.queue.preset_table import PresetTable
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import StoredImage
-from safelight.queue.tables import ImageRow, JobRow
+from safelight.queue.tables import ImageRow, JobRow, PersonRow
 from safelight.request.job import Job, is_resolved
 from safelight.request.schema import Request
 from safelight.request.stored import read_request
@@ -94,6 +95,9 @@ class Database:
             for job in jobs
         ]
         with self._file.writing() as session:
+            known = session.scalar(select(PersonRow.name).limit(1)) is not None
+            if known and person and session.get(PersonRow, person) is None:
+                raise InputError(f"there is no person {person!r} any more")
             session.add_all(rows)
             session.flush()
             return [_job(row) for row in rows]
@@ -256,7 +260,9 @@ class Database:
             )
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
                 return False
-            self.images.insert(session, image)
+            # Its person may have been removed meanwhile, and the job given to another.
+            person = session.scalars(select(JobRow.person).where(JobRow.id == image.job)).one()
+            self.images.insert(session, replace(image, person=person))
             return True
 
     def inputs(self) -> set[str]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from safelight.queue.person import Role
+
 Kind = Literal[
     "job",
     "progress",
@@ -31,12 +33,14 @@ class Event:
     ``job``: the job's identifier, empty if the event concerns no job.
     ``data``: plain values.
     ``person``: whose job or image it is; None if it concerns everyone.
+    ``role``: the least role that may hear it.
     """
 
     kind: Kind
     job: str
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
     person: str | None = None
+    role: Role = "guest"
 
 
 Listener = Callable[[Event], None]

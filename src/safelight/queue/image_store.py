@@ -76,9 +76,14 @@ class ImageStore:
     def change(self, ids: Sequence[str], change: ImageChange, person: Person = LOCAL) -> list[str]:
         """See :meth:`ImageTable.change`. ``person``: who asks."""
         changed = self._database.images.seen_by(person).change(ids, change)
-        if changed:
-            self._events.tell(Event("images", "", {"ids": changed}))
+        self._tell(self._database.images.get_all(changed))
         return changed
+
+    def _tell(self, images: Sequence[StoredImage]) -> None:
+        """Tell each owner which of their images are changed or deleted."""
+        for owner in dict.fromkeys(image.person for image in images):
+            ids = [image.id for image in images if image.person == owner]
+            self._events.tell(Event("images", "", {"ids": ids}, owner))
 
     def delete(self, ids: Sequence[str], person: Person = LOCAL) -> list[str]:
         """Delete a person's images and their files permanently. Returns the identifiers of the deleted images."""
@@ -89,8 +94,7 @@ class ImageStore:
         for image in images:
             self._gallery.remove(image)
         deleted = [image.id for image in images]
-        if deleted:
-            self._events.tell(Event("images", "", {"ids": deleted}))
+        self._tell(images)
         return deleted
 
     def empty_trash(self, days: float) -> int:

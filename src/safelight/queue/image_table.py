@@ -38,7 +38,8 @@ class ImageTable:
         self._file, self._person = file, person
         self._own: ColumnElement[bool] = true() if person.sees_all else ImageRow.person == person.name
         shared = select(BoardRow.id).where(BoardRow.shared)
-        self._visible = true() if person.sees_all else or_(self._own, ImageRow.board.in_(shared))
+        shown = ImageRow.board.in_(shared) & ImageRow.trashed.is_(None)
+        self._visible = true() if person.sees_all else or_(self._own, shown)
 
     def seen_by(self, person: Person) -> ImageTable:
         """Return the images as a person sees them."""
@@ -189,9 +190,9 @@ class ImageTable:
         return [one for one in dict.fromkeys(ids) if one in found]
 
     def store_check(self, image_id: str, same: bool) -> None:
-        """Store whether a fresh process made the same pixels."""
+        """Store whether a fresh process made the same pixels of an image of the person."""
         with self._file.writing() as session:
-            session.execute(update(ImageRow).where(ImageRow.id == image_id).values(same=same))
+            session.execute(update(ImageRow).where(ImageRow.id == image_id, self._own).values(same=same))
 
     def own(self, ids: Sequence[str]) -> list[StoredImage]:
         """Return those of these images that the person may change."""

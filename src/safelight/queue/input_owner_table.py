@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import String, cast, select
+from sqlalchemy import String, cast, or_, select
 
 from safelight.queue.person import Person
 from safelight.queue.sql_database import SqlDatabase
@@ -31,8 +31,12 @@ class InputOwnerTable:
         if person.sees_all:
             return True
         own = select(ImageRow.id).where(ImageRow.person == person.name)
-        shared = select(ImageRow.id).join(BoardRow, ImageRow.board == BoardRow.id).where(BoardRow.shared)
-        named = cast(ImageRow.image_metadata, String).contains(digest)
+        shared = select(ImageRow.id).join(BoardRow, ImageRow.board == BoardRow.id)
+        shared = shared.where(BoardRow.shared, ImageRow.trashed.is_(None))
+        # Only what the image was made from: any other text of the request may name any digest.
+        request = ImageRow.image_metadata["request"]
+        lists = (cast(request[name], String).contains(f'"{digest}"') for name in ("references", "controls"))
+        named = or_(*(request[name].as_string() == digest for name in ("image", "mask")), *lists)
         with self._file.session() as session:
             if session.get(InputOwnerRow, (digest, person.name)) is not None:
                 return True

@@ -9,6 +9,7 @@ import hashlib
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
@@ -16,7 +17,19 @@ from sqlalchemy.orm import Session
 from safelight.errors import InputError
 from safelight.queue.person import Person, Role
 from safelight.queue.sql_database import SqlDatabase
-from safelight.queue.tables import BoardRow, ImageRow, JobRow, PersonKeyRow, PersonRow, PersonSessionRow, PresetRow
+from safelight.queue.tables import (
+    BoardRow,
+    ImageRow,
+    InputOwnerRow,
+    JobRow,
+    PersonKeyRow,
+    PersonRow,
+    PersonSessionRow,
+    PresetRow,
+)
+
+MOST_OF_A_KIND = 1000
+"""Boards, presets and keys that a person may have, of each."""
 
 USED_SECONDS = 60.0
 """When a key was used last is written at most this often."""
@@ -124,7 +137,7 @@ class PeopleTable:
             for table in (JobRow, ImageRow):
                 session.execute(update(table).where(table.person == name).values(person=heir))
             _give_boards(session, name, heir)
-            for table in (PresetRow, PersonKeyRow, PersonSessionRow):
+            for table in (PresetRow, PersonKeyRow, PersonSessionRow, InputOwnerRow):
                 session.execute(delete(table).where(table.person == name))
             session.delete(row)
             return True
@@ -162,6 +175,7 @@ class PeopleTable:
         )
         made = PersonKey(row.id, row.name, row.created, None)
         with self._file.writing() as session:
+            require_fewer(session, PersonKeyRow, person, "keys")
             session.add(row)
         return made
 
@@ -189,6 +203,12 @@ class PeopleTable:
             with self._file.writing() as session:
                 session.execute(update(PersonKeyRow).where(PersonKeyRow.id == key_id).values(used=time.time()))
         return person
+
+
+def require_fewer(session: Session, table: type[Any], person: str, what: str) -> None:
+    """Raise InputError if a person has as many rows of a table as one may have."""
+    if session.scalars(select(func.count()).select_from(table).where(table.person == person)).one() >= MOST_OF_A_KIND:
+        raise InputError(f"at most {MOST_OF_A_KIND} {what} are possible; delete some")
 
 
 def digest_of(secret: str) -> str:

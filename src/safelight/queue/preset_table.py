@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from safelight.queue.people_table import require_fewer
 from safelight.queue.person import LOCAL, Person
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.tables import PresetRow
@@ -31,6 +32,8 @@ class PresetTable:
     def store(self, name: str, fields: Mapping[str, Any]) -> None:
         """Store a preset, in place of one with this name."""
         with self._file.writing() as session:
+            if session.get(PresetRow, (self._person.name, name)) is None:
+                require_fewer(session, PresetRow, self._person.name, "presets")
             session.merge(PresetRow(person=self._person.name, name=name, fields=dict(fields)))
 
     def delete(self, name: str) -> bool:

@@ -79,6 +79,12 @@ class Access:
             return LOCAL
         return LOCAL if self.sessions is not None and self.sessions.holds(cookie) else None
 
+    def still(self, connection: HTTPConnection) -> bool:
+        """Return whether who sent a request, such as one for a stream of events, may still do what they might then."""
+        now = self.identify(connection, self.knows_people())
+        before = person_of(connection)
+        return now is not None and (now.name, now.role) == (before.name, before.role)
+
     def log_in(self, name: str, password: str, address: str) -> tuple[Person, str]:
         """Check a password, and open a session. Return the person and the session's token.
 
@@ -93,8 +99,8 @@ class Access:
 
     def count_try(self, name: str, address: str) -> None:
         """Count a try to give a password. Raises RefusedError (429) after many of them."""
-        of_name = self._limiter.hit(OF_NAME, name.lower(), address)
-        if not (self._limiter.hit(OF_ADDRESS, address) and of_name):
+        of_address = self._limiter.hit(OF_ADDRESS, address)
+        if not (of_address and self._limiter.hit(OF_NAME, name.lower(), address)):
             raise RefusedError(429, "too_many_tries", "too many tries with a password; wait five minutes")
 
     def open_session(self, name: str) -> str:

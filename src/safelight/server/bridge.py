@@ -56,7 +56,8 @@ async def listening(
         arrived.put_nowait(event)
 
     def listener(event: Event) -> None:
-        if (job_id is None or event.job == job_id) and (event.person is None or who.owns(event.person)):
+        of_job = job_id is None or event.job == job_id
+        if of_job and who.may(event.role) and (event.person is None or who.owns(event.person)):
             loop.call_soon_threadsafe(put, event)
 
     unsubscribe = events.subscribe(listener)

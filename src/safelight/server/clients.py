@@ -46,7 +46,8 @@ def client_of(http: HTTPRequest) -> Client:
     person = person_of(http).name
     name = http.headers.get("authorization", "")
     named = name.lower().startswith("basic ") and auth.given(http) is not None
-    key = f"{person} name {name}" if named else f"connection {http.scope.get('state', {}).get('connection', address)}"
+    connection = http.scope.get("state", {}).get("connection", address)
+    key = f"{person} name {name}" if named else f"{person} connection {connection}"
     return Client(key, address, person, named)
 
 

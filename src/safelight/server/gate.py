@@ -65,6 +65,7 @@ class Gate:
         self._app, self._access, self._audit = app, access, control.database.audit
         self._max_bytes, self._root_path = control.settings.max_body_bytes, control.settings.root_path
         self._origins = control.settings.allow_origins
+        self._exposed = not auth.is_loopback(control.settings.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -115,13 +116,19 @@ class Gate:
 
     def _check(self, connection: HTTPConnection) -> Person | tuple[int, Problem]:
         """Return who asks, or why the request is refused. For an open route, this may be a person without rights."""
+        scope = connection.scope
+        if any(not sign.isprintable() for sign in scope["path"]):
+            # A route's pattern may match before such a sign, and this check would not.
+            return 404, Problem(error="not_found", message=f"there is no {scope['path']!r}")
         people = self._access.knows_people()
         protected = people or self._access.has_key
         foreign = auth.from_elsewhere(connection, protected, self._origins)
         if foreign is not None:
             return 403, Problem(error="forbidden", message=foreign)
-        scope = connection.scope
         rule = rule_of(scope.get("method", "GET"), scope["path"])
+        if self._exposed and not protected and rule.role is not None:
+            message = "this server has neither a key nor people any more, and other machines can reach it; restart it"
+            return 403, Problem(error="forbidden", message=message)
         person = self._access.identify(connection, people)
         if person is None:
             if rule.role is not None and not (people and not _is_api(scope)):

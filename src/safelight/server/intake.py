@@ -117,6 +117,8 @@ def accept(control: Services, *requests: Request, who: Person, client: str, prio
     Raises ModelNotFoundError, RequestError or QueueFullError, and RefusedError for the person's limits.
     """
     most = limits_of(control, who)
+    if who.role == "guest" and any(request.isolate for request in requests):
+        raise RequestError("isolate", True, "a process of its own for each image is for members")
     expanded = [variant for request in requests for variant in _expand(control, request, most.request)]
     _check_waiting(control, who, most, len(expanded))
     jobs = [_resolve(control, variant, who, most.request) for variant in expanded]

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safelight import extras
+from safelight.server.access import person_of
 from safelight.server.problems import RefusedError
 
 if TYPE_CHECKING:
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
 PATH = "/mcp"
+
+SESSION = "mcp-session-id"
+"""The header that names a session. It belongs to the person who began it."""
 
 WHO = ("authorization", "cookie")
 """The headers that say who sends a request."""
@@ -31,6 +37,7 @@ class ProtocolRoute:
         self._inner: ASGIApp | None = None
         self._starting = asyncio.Lock()
         self._stop = asyncio.Event()
+        self._persons: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,7 +46,19 @@ class ProtocolRoute:
             if self._inner is None and "mcp" not in extras.installed():
                 raise RefusedError(404, "not_found", "the Model Context Protocol needs the extra mcp: safelight[mcp]")
             inner = self._inner or await self._start()
-        await inner(scope, receive, send)
+        person = person_of(HTTPConnection(scope)).name
+        asked = Headers(scope=scope).get(SESSION)
+        if asked is not None and self._persons.get(asked, person) != person:
+            raise RefusedError(404, "not_found", "there is no such session")
+
+        async def send_and_remember(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                made = Headers(raw=message["headers"]).get(SESSION)
+                if made is not None:
+                    self._persons[made] = person
+            await send(message)
+
+        await inner(scope, receive, send_and_remember)
 
     async def stop(self) -> None:
         """End all sessions."""

@@ -12,6 +12,6 @@ NAME = r"^[\w@]$|^[\w@][\w .@-]{0,62}[\w@.-]$"
 
 def check_name(name: str) -> str:
     """Return a person's name. Raises InputError if a person may not be named so."""
-    if not re.match(NAME, name):
+    if not re.fullmatch(NAME, name):
         raise InputError(f"a person may not be named {name!r}: up to 64 letters, digits, spaces and any of _ @ . -")
     return name

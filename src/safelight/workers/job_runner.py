@@ -169,7 +169,7 @@ class JobRunner:
         except WorkerDiedError as error:
             self.resident = ()
             about = {"slot": self._slot, "died": str(error), "restarts": self._supervisor.restarts}
-            self._events.tell(Event("worker", job.id, about))
+            self._events.tell(Event("worker", job.id, about, job.person))
             return self._retry_or_fail(job, self._stalled or str(error))
         except SafelightError as error:
             return _failed(failure_of(error), str(error))
@@ -225,7 +225,7 @@ class JobRunner:
         self.running = RunningJob(job, running.since, progress)
         if progress.memory is not None:
             self.memory = progress.memory
-            self._events.tell(Event("memory", job.id, progress.memory))
+            self._events.tell(Event("memory", job.id, progress.memory, job.person))
         preview = {} if progress.preview is None else {"preview": preview_url(progress.preview)}
         self._events.tell(
             Event("progress", job.id, {**progress_to_dict(progress), **preview, "slot": self._slot}, job.person)

@@ -103,5 +103,5 @@ def watch(slots: Callable[[], Sequence[Slot]], events: Events, stall_seconds: fl
             stage = running.progress.stage if running.progress else "start"
             why = f"no progress in the stage {stage} for {stall_seconds:.0f} s"
             _log.warning("replacing the worker", slot=slot.name, job=running.job.id, why=why)
-            events.tell(Event("worker", running.job.id, {"slot": slot.name, "stalled": why}))
+            events.tell(Event("worker", running.job.id, {"slot": slot.name, "stalled": why}, running.job.person))
             slot.runner.replace_worker(why)

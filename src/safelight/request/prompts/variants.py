@@ -96,7 +96,7 @@ class _Template:
     def _parsed(self, mask: str) -> Node:
         for wildcard in _WILDCARD.finditer(mask):
             if ".." in wildcard[1] or wildcard[1].startswith("/"):
-                problem = f"is not a wildcard: its name must be that of a file in {self._files.folder}"
+                problem = "is not a wildcard: its name must be that of a file in the folder wildcards"
                 raise RequestError(self._field, wildcard[0], problem)
         if len(_CHOICE.findall(mask)) > MOST_CHOICES:
             raise self._error(self._text, f"has more than {MOST_CHOICES} choices")

@@ -141,8 +141,8 @@ class ImageRoutes:
         """Make the image again in a fresh process, which has held no other model, and compare the pixels."""
         image = await bridge.run(self._find, image_id, who)
         compared = await bridge.long(self._control.fresh_processes.compare, image)
-        await bridge.run(self._table.store_check, image_id, compared.same)
-        self._control.events.tell(Event("images", "", {"ids": [image_id]}))
+        await bridge.run(self._table.seen_by(who).store_check, image_id, compared.same)
+        self._control.events.tell(Event("images", "", {"ids": [image_id]}, image.person))
         return Checked(same=compared.same, pixels_sha256=compared.pixels_sha256)
 
     def remove(

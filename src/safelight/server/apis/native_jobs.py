@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from fastapi import Request as HTTPRequest
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 
@@ -38,6 +41,9 @@ STREAM: dict[int | str, dict[str, Any]] = {
 }
 """The description of a stream of events in the OpenAPI document."""
 
+
+CHECK_SECONDS = 5.0
+"""Before an event is sent, the rights of who listens are checked again if the last check is older than this."""
 
 MOST_PLACES = 200
 """Places of the queue that are listed."""
@@ -138,22 +144,24 @@ class JobRoutes:
         )
 
     async def events(
-        self, who: Who, job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None
+        self, http: HTTPRequest, who: Who, job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None
     ) -> EventSourceResponse:
         """Send server-sent events: ``job``, ``progress``, ``image``, ``images`` (changed or deleted), ``boards``,
         ``presets``, ``memory``, ``worker``, ``download``, ``models`` (the library changed), ``doctor``, ``compacting``.
 
         With ``job``, send the events of this job until it ends; otherwise send all events. Those of other people's jobs
-        and images go only to administrators.
+        and images go only to administrators. The stream ends when its person has logged out, or has another role.
         """
-        return event_stream.answer(_stream(self._control, job, who))
+        return event_stream.answer(_stream(self._control, job, who, partial(http.app.state.access.still, http)))
 
 
 def _job(job: QueuedJob) -> JobModel:
     return JobModel(**job_to_dict(job))
 
 
-async def _stream(control: Services, job_id: str | None, who: Person) -> AsyncGenerator[ServerSentEvent]:
+async def _stream(
+    control: Services, job_id: str | None, who: Person, still: Callable[[], bool]
+) -> AsyncGenerator[ServerSentEvent]:
     async with bridge.listening(control.events, job_id, who) as arrived:
         if job_id is not None:
             job = await bridge.run(control.database.job, job_id)
@@ -162,8 +170,13 @@ async def _stream(control: Services, job_id: str | None, who: Person) -> AsyncGe
             yield _encode(Event("job", job.id, job_to_dict(job)))
             if job.ended is not None:
                 return
+        checked = time.monotonic()
         while True:
             event = await arrived.get()
+            if time.monotonic() - checked > CHECK_SECONDS:
+                if not await bridge.run(still):
+                    return
+                checked = time.monotonic()
             yield _encode(event)
             if job_id is not None and event.kind == "job" and event.data["ended"] is not None:
                 return

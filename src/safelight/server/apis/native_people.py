@@ -147,7 +147,10 @@ class PeopleRoutes:
         try:
             person, token = http.app.state.access.log_in(asked.name, asked.password, address)
         except RefusedError as error:
-            self._control.database.audit.add("", "login refused", asked.name, f"{address}: {error.kind}")
+            if error.status == 401:
+                # Further tries are refused unread, and would only fill the log.
+                shown = "".join(sign if sign.isprintable() else "?" for sign in asked.name)
+                self._control.database.audit.add("", "login refused", shown, address)
             raise
         self._control.database.audit.add(person.name, "login", "", address)
         answer = JSONResponse(self._describe(person, people=True).model_dump())
@@ -180,6 +183,9 @@ class PeopleRoutes:
         """Make an API key for a program. It may do what its person may."""
         if not self._people.any():
             raise RefusedError(409, "no_people", "this server knows no people, so nobody can have a key")
+        if auth.given(http) is not None:
+            # Otherwise whoever finds a key could make more of them, which outlive it.
+            raise RefusedError(403, "forbidden", "a key makes no other keys; log in with your password")
         key = new_key()
         stored = self._people.add_key(who.name, asked.name, key)
         http.scope[DETAIL] = asked.name
