@@ -340,8 +340,8 @@ MUTANTS = (
     Mutant(
         "an end that could not be written is written before the next job",
         "workers/dispatcher.py",
-        "        self._write(slot)\n        job = None",
-        "        job = None",
+        "        self._write(slot)\n        if slot.restarts_when_free",
+        "        if slot.restarts_when_free",
         "tests/workers/test_dispatcher.py",
     ),
     Mutant(

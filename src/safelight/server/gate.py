@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 from starlette.exceptions import HTTPException
@@ -117,9 +118,9 @@ class Gate:
     def _check(self, connection: HTTPConnection) -> Person | tuple[int, Problem]:
         """Return who asks, or why the request is refused. For an open route, this may be a person without rights."""
         scope = connection.scope
-        if any(not sign.isprintable() for sign in scope["path"]):
-            # A route's pattern may match before such a sign, and this check would not.
-            return 404, Problem(error="not_found", message=f"there is no {scope['path']!r}")
+        if any(unicodedata.category(sign) == "Cc" for sign in scope["path"]):
+            # A route's pattern may match before a line end, and this check would not.
+            return 400, Problem(error="bad_request", message=f"the path {scope['path']!r} has a control character")
         people = self._access.knows_people()
         protected = people or self._access.has_key
         foreign = auth.from_elsewhere(connection, protected, self._origins)
