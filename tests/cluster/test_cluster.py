@@ -50,7 +50,7 @@ def slots(http: httpx.Client) -> list[Json]:
     return http.get("/api/v1/slots").json()
 
 
-def wait_for(http: httpx.Client, count: int, seconds: float = 90.0) -> None:
+def wait_for(http: httpx.Client, count: int, seconds: float = 200.0) -> None:
     """Wait until so many slots take jobs."""
     until = time.monotonic() + seconds
     while sum(not one["problem"] for one in slots(http)) < count:
