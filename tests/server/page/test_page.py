@@ -255,7 +255,7 @@ def test_a_smaller_file_canaries_and_versions(browser: Browser, tmp_path: Path) 
         shot(page, "compact")
         page.goto(f"{server.url}/settings")
         # Drawing the image of the comparison made no canary: the doctor does.
-        page.get_by_text("Versions of Safelight").wait_for()
+        page.get_by_role("heading", name="Versions of Safelight").wait_for()
         expect(page.get_by_role("button", name="Active", exact=True)).to_be_disabled()
         page.get_by_text("No image had to be repaired.").wait_for()
         page.get_by_label("Switches before it (soak)").fill("4")
