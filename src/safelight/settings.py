@@ -311,8 +311,8 @@ class Settings(BaseSettings):
         ge=3,
     )
     cluster_cache_gb: float = declare(
-        "Each machine of the cluster keeps copies of models of at most this size; those that were used least recently "
-        "go first.",
+        "Each machine of the cluster keeps copies of models of at most this size. The least recently used copies are "
+        "removed first.",
         SettingDetails(group="Cluster", unit=GB),
         default=200.0,
         gt=0,

@@ -24,7 +24,7 @@ def users(root: Path, *words: str, password: str = "") -> tuple[int, str]:
 
 def test_people_are_added_changed_and_removed(tmp_path: Path) -> None:
     code, said = users(tmp_path, "list")
-    assert (code, "knows no people" in said) == (0, True)
+    assert (code, "has no log-in" in said) == (0, True)
     code, said = users(tmp_path, "add", "bob", "--password-stdin", password=PASSWORD)
     assert (code, "the first person must be an administrator" in said) == (2, True)
     code, said = users(tmp_path, "add", "ann", "--role", "admin", "--password-stdin", password="short")
@@ -48,7 +48,7 @@ def test_people_are_added_changed_and_removed(tmp_path: Path) -> None:
     assert (code, "no person 'nobody'" in said) == (2, True)
     assert users(tmp_path, "remove", "bob", "--heir", "ann")[0] == 0
     code, said = users(tmp_path, "remove", "ann")
-    assert (code, "knows no people now" in said) == (0, True)
+    assert (code, "has no log-in now" in said) == (0, True)
     database = Database(tmp_path)
     try:
         said_actions = [(one.action, one.subject) for one in database.audit.entries()]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import secrets
 import shutil
+import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,3 +150,23 @@ def test_input_images_come_with_the_job(served: tuple[Catalog, FileServer, httpx
     digest = catalog.inputs.store("image", out.getvalue())
     node.ensure(Needed((), {digest: catalog.inputs.read(digest)}))
     assert node.catalog.inputs.stored_digest(digest) == digest
+
+
+def test_two_slots_of_a_machine_fetch_a_file_once(
+    served: tuple[Catalog, FileServer, httpx.Client], node: NodeFiles
+) -> None:
+    """They share the cache. Without the lock, both append to the same unfinished file."""
+    needed = needs(*served[:2])
+    asked: list[str] = []
+
+    def slow(request: httpx.Request) -> None:
+        asked.append(request.headers["range"])
+        time.sleep(0.3)
+
+    served[2].event_hooks = {"request": [slow]}
+    other = NodeFiles(node._root, served[2], GB, shared=False)
+    with ThreadPoolExecutor(2) as slots:
+        for done in [slots.submit(files.ensure, needed) for files in (node, other)]:
+            done.result(30)
+    assert asked == ["bytes=0-"]
+    assert not node.is_damaged(needed)

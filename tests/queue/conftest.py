@@ -12,7 +12,7 @@ from safelight.queue import database
 from safelight.queue.database_server import open_server
 from safelight.queue.sql_database import SqlDatabase
 
-BOTH = ("test_database.py", "test_image_table.py", "test_people_table.py", "test_image_store.py", "test_presets.py")
+BOTH = ("test_database.py", "test_image_table.py", "test_people_table.py", "test_image_store.py")
 """Files whose tests are about databases."""
 
 

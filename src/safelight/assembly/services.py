@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -135,23 +136,17 @@ def open_services(settings: Settings, sources: LoadedSettings | None = None, clu
     library = open_library(settings)
     # Lock before opening the database: opening migrates it, which must not happen while another server uses it.
     lock = _lock_root(settings.root)
-    database = Database(settings.root, url=settings.plain_database_url)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(lock.release)
+        database = Database(settings.root, url=settings.plain_database_url)
+        undo.callback(database.close)
         database.claim()
-    except BaseException:
-        database.close()
-        lock.release()
-        raise
+        catalog = Catalog(library, Adapters(settings.root), Inputs(settings.root))
+        joined = None if not cluster else join_cluster(cluster, settings, catalog)
+        undo.pop_all()
     gallery, events = Gallery(settings.root, settings.image_names), Events()
     images = ImageStore(database, gallery, events)
-    catalog = Catalog(library, Adapters(settings.root), Inputs(settings.root))
     timings, stopping = Timings(settings.root / "timings.json"), threading.Event()
-    try:
-        joined = None if not cluster else join_cluster(cluster, settings, catalog)
-    except BaseException:
-        database.close()
-        lock.release()
-        raise
     dispatcher = _open_dispatcher(settings, catalog, database, images, events, timings, stopping, joined)
     fresh_processes = FreshProcesses(WORKER, settings, catalog)
     return Services(
@@ -234,7 +229,7 @@ def _open_dispatcher(
 
 
 def _use_cluster(cluster: Cluster, dispatcher: Dispatcher, make_slot: MakeSlot) -> None:
-    """Use the slots that a cluster offers now, and those that it offers later."""
+    """Use all slots of a cluster, also the slots that join it later."""
 
     def add_slot() -> None:
         supervisor = cluster.open_supervisor(dispatcher.wake)
@@ -282,8 +277,8 @@ def _open_downloads(settings: Settings, library: Library, events: Events) -> Dow
 
 def _tell_compacting(events: Events) -> None:
     # When it ends, the library has a new model.
-    for kind in ("compacting", "models"):
-        events.tell(Event(kind, ""))
+    events.tell(Event("compacting", "", role="admin"))
+    events.tell(Event("models", ""))
 
 
 def _open_watcher(settings: Settings, catalog: Catalog, events: Events) -> FolderWatcher:

@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 from safelight.errors import printable
 
 if TYPE_CHECKING:
+    from safelight.queue.database import Database
+    from safelight.settings import Settings
     from safelight.settings_sources import LoadedSettings
 
 RootOption = Annotated[
@@ -69,6 +71,21 @@ def loaded(context: typer.Context, root: Path | None, **flags: Any) -> LoadedSet
     if found.exposed is not None:
         _warn(f"{found.exposed} contains a secret, and other users may read it; run: chmod 600 {found.exposed}")
     return found
+
+
+@contextlib.contextmanager
+def server_database(settings: Settings) -> Generator[Database]:
+    """Open the server's database, and close it afterwards. A running server may use it at the same time."""
+    from safelight.queue.database import Database
+    from safelight.workers import running_server
+
+    # A running server may be of another version: then its database stays as it is.
+    alone = running_server.find(settings.root) is None
+    database = Database(settings.root, url=settings.plain_database_url, migrate=alone)
+    try:
+        yield database
+    finally:
+        database.close()
 
 
 def _warn(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from safelight.cli.common import Commands, JsonOption, RootOption, loaded, say_json, table
+from safelight.cli.common import Commands, JsonOption, RootOption, loaded, say_json, server_database, table
 
 if TYPE_CHECKING:
     from safelight.queue.image_import import ImportedPicture
@@ -45,16 +45,10 @@ def import_pictures(
     folder has no picture that says how it was made.
     """
     from safelight.errors import InputError
-    from safelight.queue.database import Database
     from safelight.queue.image_import import import_pictures as pictures_of
-    from safelight.workers import running_server
 
-    settings = loaded(context, root).settings
-    # A running server may be of another version: then its database stays as it is.
-    alone = running_server.find(settings.root) is None
-    database = Database(settings.root, url=settings.plain_database_url, migrate=alone)
     empty: list[str] = []
-    try:
+    with server_database(loaded(context, root).settings) as database:
         for folder in folders:
             every_one: list[ImportedPicture] = []
             for one in pictures_of(folder, database.images, every=every):
@@ -65,8 +59,6 @@ def import_pictures(
                 _report(folder, every_one)
             if not any(one.state in ("imported", "known") for one in every_one):
                 empty.append(str(folder))
-    finally:
-        database.close()
     if empty:
         raise InputError(f"{', '.join(empty)}: has no picture that says how it was made (--all adds others, too)")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight import extras
-from safelight.cli.common import Commands, JsonOption, RootOption, loaded, say_json, table
+from safelight.cli.common import Commands, JsonOption, RootOption, loaded, say_json, server_database, table
 from safelight.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def show(context: typer.Context, as_json: JsonOption = False, root: RootOption =
                 say_json(asdict(person) | {"bytes": size})
             return
         if not people:
-            typer.echo("The server knows no people: whoever reaches it uses it. `safelight users add` adds the first.")
+            typer.echo("The server has no log-in: anyone who can reach it can use it. `safelight users add` adds one.")
             return
         rows = [(one.name, one.role, f"{one.weight:g}", f"{size / 1e6:.1f} MB") for one, size in people]
         table(("name", "role", "weight", "images"), rows)
@@ -85,7 +85,7 @@ def remove(
 ) -> None:
     """Remove a person with their keys and presets. Waiting jobs are cancelled; images stay.
 
-    When the last person is removed, the server knows no people any more.
+    When the last person is removed, the server has no log-in any more.
     """
     with _database(context, root) as database:
         if not database.people.remove(name, heir):
@@ -93,7 +93,7 @@ def remove(
         database.audit.add("", "users remove", name, f"heir: {heir}" if heir else "")
         typer.echo(f"{name} is removed")
         if not database.people.any():
-            typer.echo("The server knows no people now: whoever reaches it uses it.")
+            typer.echo("The server has no log-in now: anyone who can reach it can use it.")
 
 
 @app.command("reset", epilog="Example: `safelight users reset ann --role guest`")
@@ -115,10 +115,8 @@ def reset(
         password = None if keeps else _hash(password_stdin)
         changed = database.people.change(name, None if role is None else _role(role), weight, password)
         assert changed is not None
-        what = ", ".join(
-            [*(["password"] if password else []), *([f"role {role}"] if role else [])]
-            + ([f"weight {weight:g}"] if weight is not None else [])
-        )
+        weight_text = "" if weight is None else f"weight {weight:g}"
+        what = ", ".join(filter(None, ("password" if password else "", f"role {role}" if role else "", weight_text)))
         database.audit.add("", "users reset", name, what)
         typer.echo(f"{name}: {what} changed")
 
@@ -126,17 +124,8 @@ def reset(
 @contextmanager
 def _database(context: typer.Context, root: Any) -> Generator[Database]:
     extras.require("server", "`safelight users`")
-    from safelight.queue.database import Database
-    from safelight.workers import running_server
-
-    settings = loaded(context, root).settings
-    # A running server may be of another version: then its database stays as it is.
-    alone = running_server.find(settings.root) is None
-    database = Database(settings.root, url=settings.plain_database_url, migrate=alone)
-    try:
+    with server_database(loaded(context, root).settings) as database:
         yield database
-    finally:
-        database.close()
 
 
 def _role(text: str) -> Any:

@@ -32,21 +32,10 @@ AT_ONCE = 16
 """Calls that an actor answers at the same time: a job, questions and cancellations."""
 
 LOOK_SECONDS = 2.0
-
+"""Seconds between two questions how many slots the cluster offers."""
 
 CONNECT_SECONDS = 5.0
-
-
-def _require_answer(address: str) -> None:
-    """Raise InputError if nothing answers at an address. Ray itself would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), CONNECT_SECONDS):
-            return
-    except (OSError, ValueError) as error:
-        raise InputError(f"--cluster {address}: no Ray cluster answers there ({error})") from error
+"""Seconds until an address without an answer is refused."""
 
 
 class Cluster:
@@ -121,3 +110,15 @@ class Cluster:
         needed = needed_for(job, self._catalog)
         self._files.allow(file.path for record in needed.records for file in record.files)
         return needed
+
+
+def _require_answer(address: str) -> None:
+    """Raise InputError if nothing answers at an address. Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), CONNECT_SECONDS):
+            return
+    except (OSError, ValueError) as error:
+        raise InputError(f"--cluster {address}: no Ray cluster answers there ({error})") from error

@@ -34,11 +34,9 @@ class FileServer:
         more = {"ssl_certfile": os.environ[CERTIFICATE], "ssl_keyfile": os.environ[KEY]} if secure else {}
         config = uvicorn.Config(app, log_level="warning", server_header=False, **more)  # pyright: ignore[reportArgumentType]
         self._server = uvicorn.Server(config)
-        # Only the main thread may handle signals, and the server of this process does.
-        self._server.install_signal_handlers = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
-        arguments = {"sockets": [bound]}
+        # In another thread than the main one, uvicorn leaves signals alone.
         self._thread = threading.Thread(
-            target=self._server.run, kwargs=arguments, name="safelight-cluster-files", daemon=True
+            target=self._server.run, args=([bound],), name="safelight-cluster-files", daemon=True
         )
         self._thread.start()
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safelight.catalog import records
@@ -54,17 +53,10 @@ def needed_for(job: Job, catalog: Catalog) -> Needed:
     contents = find_contents(job, catalog, model)
     owners: list[Model | Adapter] = [model, *contents.adapters]
     owners += [] if contents.refiner is None else [contents.refiner]
-    owners += [owner for part in job.parts for owner in _owner_of(part.digest, catalog)]
+    owners += [owner for part in job.parts if (owner := catalog.owner(part.digest)) is not None]
     found = {owner.digest: _record(owner) for owner in owners}
     inputs = {digest: catalog.inputs.read(digest) for _, digest in pictures_of(job.request)}
     return Needed(tuple(found.values()), inputs)
-
-
-def _owner_of(component: str, catalog: Catalog) -> Iterator[Model | Adapter]:
-    """Yield the model or adapter that has a component, by the component's digest."""
-    owner = catalog.owner(component)
-    if owner is not None:
-        yield owner
 
 
 def _record(owner: Model | Adapter) -> NeededRecord:
@@ -73,8 +65,3 @@ def _record(owner: Model | Adapter) -> NeededRecord:
     )
     values = records.stored_values(owner)
     return NeededRecord("model" if isinstance(owner, Model) else "adapter", owner.digest, values, files)
-
-
-def local_name(path: str) -> str:
-    """Return the name of a file in a machine's cache."""
-    return Path(path).name

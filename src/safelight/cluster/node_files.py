@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from filelock import FileLock
 
 from safelight.catalog import records
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.received import take_over
-from safelight.cluster.needed import Needed, NeededFile, NeededRecord, local_name
+from safelight.cluster.needed import Needed, NeededFile, NeededRecord
 from safelight.errors import FileError, IntegrityError, StorageError
 from safelight.files.disk import write_whole
 from safelight.logs import Log
@@ -34,7 +35,7 @@ RESERVE = 64 << 20
 
 
 class NodeFiles:
-    """The models, adapters and input images of one machine.
+    """The models, adapters and input images of one machine. The slots of a machine share them.
 
     ``root``: of the machine.
     ``client``: of the server's files; each request names the path on the server.
@@ -47,6 +48,8 @@ class NodeFiles:
         self._root, self._cache = root, root / "cache"
         self._client, self._budget, self._shared = client, budget, shared
         self._distrusted: set[str] = set()
+        root.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(root / ".cache.lock")
 
     def ensure(self, needed: Needed) -> None:
         """Bring everything that a job needs.
@@ -57,16 +60,19 @@ class NodeFiles:
             if not self.catalog.inputs.stored_digest(digest):
                 self.catalog.inputs.store("image", data)
         keep = {record.digest for record in needed.records}
-        for record in needed.records:
-            if not self._is_here(record):
-                self._bring(record, keep)
-            self._touch(record)
+        # Another slot of this machine may need the same file. It waits, and then finds the file.
+        with self._lock:
+            for record in needed.records:
+                if not self._is_here(record):
+                    self._bring(record, keep)
+                self._touch(record)
 
     def distrust(self, needed: Needed) -> None:
         """Fetch what a job needs again when a job needs it next, because a file of it is damaged here."""
-        for record in needed.records:
-            shutil.rmtree(self._place(record), ignore_errors=True)
-            self._distrusted.add(record.digest)
+        with self._lock:
+            for record in needed.records:
+                shutil.rmtree(self._place(record), ignore_errors=True)
+                self._distrusted.add(record.digest)
 
     def is_damaged(self, needed: Needed) -> bool:
         """Return whether the content of any record that a job needs is wrong here. Reads all of it."""
@@ -105,7 +111,7 @@ class NodeFiles:
             if trusted and file.size >= 0 and shared.is_file() and shared.stat().st_size == file.size:
                 here.append(file.path)
                 continue
-            target = self._place(record) / f"{number}-{local_name(file.path)}"
+            target = self._place(record) / f"{number}-{shared.name}"
             if file.size < 0:
                 target.mkdir(parents=True, exist_ok=True)
             elif not target.is_file() or target.stat().st_size != file.size:

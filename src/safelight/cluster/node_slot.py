@@ -76,8 +76,11 @@ class NodeSlot:
         # Several slots of a machine share its records and its cache, and each takes another device.
         self._lock, number = _claim(root)
         self.name = f"{socket.gethostname()}:{number}"
-        own = {name: value for name in OF_NODE if (value := getattr(load_settings(root), name)) is not None}
-        self._settings = settings.model_copy(update={**own, "root": root, **_device(number)})
+        here = load_settings(root)
+        own = {name: value for name in OF_NODE if (value := getattr(here, name)) is not None}
+        gpus = nvidia_gpus()
+        device = {"device": "cuda"} if number < len(gpus) else {}
+        self._settings = settings.model_copy(update={**own, "root": root, **device})
         client = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token}"},
@@ -87,7 +90,7 @@ class NodeSlot:
         )
         budget = int(self._settings.cluster_cache_gb * GB)
         self._files = NodeFiles(root, client, budget, settings.cluster_shared_files)
-        visible = {VISIBLE: nvidia_gpus()[number]} if number < len(nvidia_gpus()) else {}
+        visible = {VISIBLE: gpus[number]} if number < len(gpus) else {}
         self._supervisor = Supervisor(worker, self._settings, self._settings.spare_worker, visible)
         self._isolated = ForkingRunner(zygote, self._settings)
 
@@ -133,8 +136,6 @@ class NodeSlot:
             messages.put(Ended(generate.job_id, "storage", str(error), ()))
         except FileError as error:
             messages.put(WorkerDiedError(f"on {self.name} cannot get its files: {error}"))
-        except SafelightError as error:
-            messages.put(error)
         except BaseException as error:  # noqa: BLE001 - the server must learn of any error
             messages.put(error)
 
@@ -151,10 +152,6 @@ class NodeSlot:
         """Replace the worker."""
         self._supervisor.kill()
 
-    def restarts(self) -> int:
-        """Return how often the worker was replaced."""
-        return self._supervisor.restarts
-
     def close(self) -> None:
         """End the processes, and let another slot have the device."""
         self._supervisor.close()
@@ -170,7 +167,3 @@ def _claim(root: Path) -> tuple[FileLock, int]:
             lock.acquire(timeout=0)
             return lock, number
     raise SafelightError("this machine has too many slots")
-
-
-def _device(number: int) -> dict[str, str]:
-    return {"device": "cuda"} if number < len(nvidia_gpus()) else {}

@@ -32,7 +32,7 @@ class BoardTable:
     def all(self) -> list[Board]:
         """Return the boards by name."""
         with self._file.session() as session:
-            return _boards(session, visible(self._person))
+            return _boards(session, _visible(self._person))
 
     def add(self, name: str) -> Board:
         """Add a board. Raises InputError if the person has one with this name."""
@@ -73,7 +73,7 @@ class BoardTable:
         return row if row is not None and self._person.owns(row.person) else None
 
 
-def visible(person: Person) -> ColumnElement[bool]:
+def _visible(person: Person) -> ColumnElement[bool]:
     """Return the condition of the boards that a person sees."""
     return true() if person.sees_all else or_(BoardRow.person == person.name, BoardRow.shared)
 

@@ -27,6 +27,7 @@ from safelight.queue.preset_table import PresetTable
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import StoredImage
 from safelight.queue.tables import ImageRow, JobRow, PersonRow
+from safelight.request.input_pictures import PICTURE_FIELDS, PICTURE_LISTS
 from safelight.request.job import Job, is_resolved
 from safelight.request.schema import Request
 from safelight.request.stored import read_request
@@ -249,26 +250,28 @@ class Database:
                 )
             return True
 
-    def add_image(self, image: StoredImage) -> bool:
-        """Add a finished image of a running job; return False when the job no longer runs.
+    def add_image(self, image: StoredImage) -> StoredImage | None:
+        """Add a finished image of a running job to the images of the job's person.
 
         The caller writes the image's file first.
+        Returns the image with its person, or None when the job no longer runs.
         """
         with self._file.writing() as session:
             changed = session.execute(
                 update(JobRow).where(JobRow.id == image.job, JobRow.state == "running").values(images=image.place + 1)
             )
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
-                return False
+                return None
             # Its person may have been removed meanwhile, and the job given to another.
             person = session.scalars(select(JobRow.person).where(JobRow.id == image.job)).one()
-            self.images.insert(session, replace(image, person=person))
-            return True
+            owned = replace(image, person=person)
+            self.images.insert(session, owned)
+            return owned
 
     def inputs(self) -> set[str]:
         """Return the digests of all input images that unfinished jobs and stored images name."""
         jobs, images = JobRow.document["request"], ImageRow.image_metadata["request"]
-        fields = "image", "mask", "references", "controls"
+        fields = (*PICTURE_FIELDS, *PICTURE_LISTS)
         found: set[str] = set()
         with self._file.session() as session:
             for query in (

@@ -57,21 +57,20 @@ class ImageStore:
                     **{name: value for name, value in (("slot", slot), ("machine", machine)) if value},
                 },
             },
-            person=job.person,
             prompt=str(request.get("prompt", "")),
             negative=str(request.get("negative", "")),
             loras=tuple(str(one["name"]) for one in request.get("loras", ())),
         )
-        added = False
+        added: StoredImage | None = None
         try:
             added = self._database.add_image(stored)
         finally:
-            if added:
+            if added is not None:
                 self._gallery.finish(image_id)
             else:
                 self._gallery.remove(stored)
-        if added:
-            self._events.tell(Event("image", job.id, image_to_dict(stored), job.person))
+        if added is not None:
+            self._events.tell(Event("image", job.id, image_to_dict(added), added.person))
 
     def change(self, ids: Sequence[str], change: ImageChange, person: Person = LOCAL) -> list[str]:
         """See :meth:`ImageTable.change`. ``person``: who asks."""

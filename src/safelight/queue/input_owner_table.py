@@ -12,6 +12,7 @@ from sqlalchemy import String, cast, or_, select
 from safelight.queue.person import Person
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.tables import BoardRow, ImageRow, InputOwnerRow
+from safelight.request.input_pictures import PICTURE_FIELDS, PICTURE_LISTS
 
 
 class InputOwnerTable:
@@ -35,8 +36,8 @@ class InputOwnerTable:
         shared = shared.where(BoardRow.shared, ImageRow.trashed.is_(None))
         # Only what the image was made from: any other text of the request may name any digest.
         request = ImageRow.image_metadata["request"]
-        lists = (cast(request[name], String).contains(f'"{digest}"') for name in ("references", "controls"))
-        named = or_(*(request[name].as_string() == digest for name in ("image", "mask")), *lists)
+        lists = (cast(request[name], String).contains(f'"{digest}"') for name in PICTURE_LISTS)
+        named = or_(*(request[name].as_string() == digest for name in PICTURE_FIELDS), *lists)
         with self._file.session() as session:
             if session.get(InputOwnerRow, (digest, person.name)) is not None:
                 return True

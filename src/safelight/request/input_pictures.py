@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from safelight.request.schema import Request
 
+PICTURE_FIELDS = ("image", "mask")
+"""The fields of a request that name one picture."""
+
+PICTURE_LISTS = ("references", "controls")
+"""The fields of a request that name several. A reference is a picture; a control has it in its field ``image``."""
+
 
 def pictures_of(request: Request) -> list[tuple[str, str]]:
     """Return the pictures of a request, each with its field: a digest, ``data:image/…``, or a path."""

@@ -56,6 +56,8 @@ class ProtocolRoute:
                 made = Headers(raw=message["headers"]).get(SESSION)
                 if made is not None:
                     self._persons[made] = person
+                if scope["method"] == "DELETE" and asked is not None and message["status"] < 300:
+                    self._persons.pop(asked, None)
             await send(message)
 
         await inner(scope, receive, send_and_remember)

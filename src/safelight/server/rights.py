@@ -1,6 +1,6 @@
 """What each role may do: the role that a route needs. A route that is not listed is for administrators only.
 
-The rules hold where the server knows people. Without people, whoever reaches the server is its administrator.
+The rules hold where the server knows people. Without people, anyone who can reach the server is its administrator.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class BoardRoutes:
         api.delete("/boards/{board_id}", tags=["images"], status_code=204, responses=documented(404))(self.delete)
 
     def boards(self, who: Who) -> list[Board]:
-        """List the boards by name: one's own, and those that others share. Administrators see all."""
+        """List the boards by name: yours and the boards that others share. Administrators see all."""
         return self._table.seen_by(who).all()
 
     def add(self, asked: BoardName, who: Who) -> Board:

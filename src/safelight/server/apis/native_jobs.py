@@ -41,7 +41,6 @@ STREAM: dict[int | str, dict[str, Any]] = {
 }
 """The description of a stream of events in the OpenAPI document."""
 
-
 CHECK_SECONDS = 5.0
 """Before an event is sent, the rights of who listens are checked again if the last check is older than this."""
 
@@ -109,13 +108,13 @@ class JobRoutes:
         who: Who,
         everybody: Annotated[bool, Query(description="also other people's, for administrators")] = False,
     ) -> IdsModel:
-        """Cancel all one's jobs that wait. The running one goes on."""
+        """Cancel all your waiting jobs. The running one goes on."""
         if everybody and not who.sees_all:
             raise RefusedError(403, "forbidden", "only administrators cancel other people's jobs", "everybody")
         return IdsModel(ids=self._dispatcher.cancel_waiting(None if everybody else who.name))
 
     def set_order(self, asked: Order, who: Who) -> IdsModel:
-        """Set the order of one's waiting jobs: each gets a higher priority than the next one.
+        """Set the order of your waiting jobs: each gets a higher priority than the next one.
 
         Other jobs come after them. Returns the identifiers of the jobs that did wait.
         """

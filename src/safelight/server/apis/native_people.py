@@ -165,7 +165,7 @@ class PeopleRoutes:
         return answer
 
     def change_password(self, asked: PasswordChange, who: Who, http: HTTPRequest) -> Response:
-        """Change one's own password. All other sessions end; keys stay."""
+        """Change your own password. All other sessions end; keys stay."""
         address = http.client.host if http.client is not None else ""
         http.app.state.access.count_try(who.name, address)
         if not is_password(self._people.password_of(who.name), asked.old):
@@ -176,7 +176,7 @@ class PeopleRoutes:
         return answer
 
     def keys(self, who: Who) -> list[PersonKey]:
-        """List one's own API keys, without the keys themselves."""
+        """List your API keys, without the keys themselves."""
         return self._people.keys(who.name)
 
     def add_key(self, asked: KeyToAdd, who: Who, http: HTTPRequest) -> NewKey:
@@ -184,7 +184,7 @@ class PeopleRoutes:
         if not self._people.any():
             raise RefusedError(409, "no_people", "this server knows no people, so nobody can have a key")
         if auth.given(http) is not None:
-            # Otherwise whoever finds a key could make more of them, which outlive it.
+            # Otherwise a thief of one key could make more keys, which outlive it.
             raise RefusedError(403, "forbidden", "a key makes no other keys; log in with your password")
         key = new_key()
         stored = self._people.add_key(who.name, asked.name, key)
@@ -192,7 +192,7 @@ class PeopleRoutes:
         return NewKey(id=stored.id, name=stored.name, key=key)
 
     def remove_key(self, key_id: KeyId, who: Who) -> Response:
-        """Revoke one of one's own keys."""
+        """Revoke one of your keys."""
         if not self._people.remove_key(who.name, key_id):
             raise RefusedError(404, "not_found", f"there is no key {key_id}")
         return Response(status_code=204)
@@ -204,7 +204,7 @@ class PeopleRoutes:
     def add(self, asked: PersonToAdd, http: HTTPRequest) -> PersonModel:
         """Add a person."""
         if not self._people.any():
-            # Whoever sent this would lock everybody out who is using the server now.
+            # This would lock out everybody who uses the server now.
             raise RefusedError(
                 403, "forbidden", "the first person is added on the server's machine, by `safelight users add`"
             )

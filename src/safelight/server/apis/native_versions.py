@@ -25,7 +25,7 @@ from safelight.server.problems import RefusedError, documented
 
 
 class CompactAsked(BaseModel):
-    """``form``: of the new file, one of those that ``safelight models compact`` writes."""
+    """``form``: the format of the new file, by a name that ``safelight models compact --help`` lists."""
 
     model_config = ConfigDict(extra="forbid")
 
