@@ -50,6 +50,23 @@ def test_numbers_are_the_same(form: str, scale: float, dtype: torch.dtype) -> No
     assert len(found.unique()) > 100
 
 
+@pytest.mark.parametrize("form", FORMS["cpu"])
+@pytest.mark.parametrize("skipped", [0, 1, 16])
+def test_nothing_else_is_written_wherever_the_numbers_begin(form: str, skipped: int) -> None:
+    """Numbers that begin at a multiple of 32 bytes are stored past the cache."""
+    raw = blocks_of(form)
+    decoding = decoding_of(form, None)
+    compiled = compiled_for(form, "cpu")
+    assert decoding is not None
+    assert compiled is not None
+    count = raw.numel() // decoding.nbytes * decoding.elements
+    right, around = torch.empty(count), torch.full((count + 64,), -7.0, dtype=torch.bfloat16)
+    decoding.decode(raw, right, 0, torch.empty(0, dtype=torch.uint8))
+    compiled(raw, around[skipped : skipped + count], scale=1.0)
+    assert torch.equal(around[skipped : skipped + count], right.bfloat16())
+    assert (torch.cat([around[:skipped], around[skipped + count :]]) == -7).all()
+
+
 def test_ties_are_rounded_to_even() -> None:
     """0.0625 has products with E4M3's numbers whose upper halves are odd and even, and whose lower half is a tie."""
     codes = blocks_of("F8_E4M3")

@@ -14,7 +14,7 @@ import torch
 
 from safelight.logs import Log
 from safelight.weights import compiled_decoding
-from safelight.weights.block_decoding import DEVICE_CHUNK_ELEMENTS, _dequantise_range, decoding_of
+from safelight.weights.block_decoding import DEVICE_CHUNK_ELEMENTS, _decode_in_chunks, decoding_of
 from safelight.weights.compiled_decoding import FORMS, compiled_for
 
 PROGRAM = """
@@ -64,5 +64,5 @@ def test_larger_chunks_have_the_same_numbers() -> None:
     raw = torch.randint(0, 100, (34 * 50_000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     made = [torch.empty(32 * 50_000) for _ in range(2)]
     for out, chunk in zip(made, (1 << 19, DEVICE_CHUNK_ELEMENTS), strict=True):
-        _dequantise_range(decoding, raw, raw[:0], out, 0, 50_000, chunk)
+        _decode_in_chunks(decoding, raw, raw[:0], out, 0, 50_000, chunk)
     assert torch.equal(*made)

@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 import torch
 
 from safelight.devices.transfer import CHUNK_ELEMENTS, DTYPES, Blocks, Compiled, Decode, FindCompiled
-from safelight.files.blocks import BLOCKS
+from safelight.files.blocks import BLOCKS, SUPERBLOCK
 from safelight.files.header import Packing
 from safelight.files.packing import PACKED
 from safelight.weights.compiled_decoding import FORMS, compiled_for
@@ -96,27 +96,27 @@ def dequantise(tensor: ManifestTensor, raw: torch.Tensor, out: torch.Tensor) -> 
         out.copy_(raw.view(DTYPES[tensor.dtype]).view(tensor.shape))
         return
     flat, total, beside = out.view(-1), tensor.nbytes // decoding.nbytes, raw[tensor.nbytes :]
-    if raw.device.type != "cpu":
-        compiled = decoding.compiled_for(flat)
+    compiled = decoding.compiled_for(flat)
+
+    def decode_range(first: int, end: int) -> None:
         if compiled is None:
-            _dequantise_range(decoding, raw, beside, flat, 0, total, DEVICE_CHUNK_ELEMENTS)
+            _decode_in_chunks(decoding, raw, beside, flat, first, end, _chunk(decoding, raw.device))
         else:
-            compiled(raw[: tensor.nbytes], flat)
-        return
-    # fp8 needs temporary memory as large as the chunk. The system takes large temporary memory back after each use, and
-    # providing it again is slow. So its chunks are smaller.
-    chunk = CHUNK_ELEMENTS if decoding.elements > 1 else CHUNK_ELEMENTS // 2
-    threads = torch.get_num_threads()
+            nbytes, elements = decoding.nbytes, decoding.elements
+            compiled(raw[first * nbytes : end * nbytes], flat[first * elements : end * elements])
+
+    threads = torch.get_num_threads() if raw.device.type == "cpu" else 1
     if threads == 1:
-        _dequantise_range(decoding, raw, beside, flat, 0, total, chunk)
+        decode_range(0, total)
         return
-    # Each thread computes alone with chunks that its core's cache holds. torch's own threads would share each of the
-    # many small operations, which is slower (docs/speed.md).
-    share = -(-total // threads)
+    # Each thread computes alone. torch's own threads would share each of many small operations, which is slower
+    # (docs/speed.md). Compiled functions are fastest if each part begins at a row of 256 numbers.
+    row = max(1, SUPERBLOCK // decoding.elements)
+    share = -(-total // (threads * row)) * row
     parts = [(first, min(first + share, total)) for first in range(0, total, share)]
     pool = _pool(os.getpid(), threads)
     try:
-        for done in [pool.submit(_dequantise_range, decoding, raw, beside, flat, *part, chunk) for part in parts]:
+        for done in [pool.submit(decode_range, *part) for part in parts]:
             done.result()
     finally:
         # A thread of the pool sets the number of threads also for all threads that begin later. Set it back.
@@ -130,8 +130,17 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "safelight-dequantise", lambda: torch.set_num_threads(1))
 
 
+def _chunk(decoding: Blocks, device: torch.device) -> int:
+    """Return how many numbers to dequantise at a time: on a CPU, as many as a core's cache holds."""
+    if device.type != "cpu":
+        return DEVICE_CHUNK_ELEMENTS
+    # fp8 needs temporary memory as large as the chunk. The system takes large temporary memory back after each use, and
+    # providing it again is slow. So its chunks are smaller.
+    return CHUNK_ELEMENTS if decoding.elements > 1 else CHUNK_ELEMENTS // 2
+
+
 @torch.inference_mode()
-def _dequantise_range(
+def _decode_in_chunks(
     decoding: Blocks, raw: torch.Tensor, beside: torch.Tensor, flat: torch.Tensor, first: int, end: int, chunk: int
 ) -> None:
     """Dequantise the blocks from ``first`` to before ``end``, about ``chunk`` numbers at a time."""

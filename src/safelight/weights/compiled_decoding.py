@@ -73,6 +73,7 @@ def _on_cpu(form: str) -> Compiled | None:
     if "compiled" not in extras.installed():
         return None
     from safelight.weights.decoding_kernels import KERNELS
+    from safelight.weights.past_cache import ALIGNMENT, finish
 
     kernel, block = KERNELS[form], BLOCKS.get(form)
 
@@ -89,7 +90,9 @@ def _on_cpu(form: str) -> Compiled | None:
             if count:
                 rows = source[first * nbytes : (first + count) * nbytes].reshape(-1, width * nbytes)
                 numbers = target[first * elements : (first + count) * elements].reshape(-1, width * elements)
-                kernel(rows, numbers, _half_table(), np.float32(scale))
+                aligned = not (numbers.ctypes.data % ALIGNMENT or numbers.strides[0] % ALIGNMENT)
+                kernel(rows, numbers, _half_table(), np.float32(scale), aligned)
+        finish()
 
     return decode
 

@@ -2,6 +2,7 @@
 
 ``raw``: uint8, (blocks, bytes). ``out``: (blocks, numbers), uint32 for fp32, uint16 for bf16; it is written.
 ``halves``: the fp32 number of each fp16 number's bits. ``scale``: of fp8.
+``aligned``: each row of ``out`` begins at a multiple of :data:`ALIGNMENT` bytes and is as long as one.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ import numba
 import numpy as np
 
 from safelight.files.blocks import SUPERBLOCK
+from safelight.weights.past_cache import store_rounded
 
 _JIT: Any = numba.njit(nogil=True, cache=True, fastmath=False)
 """Without ``fastmath``, each operation is rounded as torch rounds it."""
 
 
 @_JIT
-def store(wide: np.ndarray, out: np.ndarray, block: int) -> None:
+def store(wide: np.ndarray, out: np.ndarray, block: int, aligned: bool) -> None:
     """Write the fp32 numbers of a block as they are, or rounded to the nearest bf16, ties to even."""
     bits = wide.view(np.uint32)
     if out.itemsize == 4:
         for n in range(out.shape[1]):
             out[block, n] = bits[n]
+    elif aligned:
+        store_rounded(bits, out[block])
     else:
         for n in range(out.shape[1]):
             word = bits[n]
@@ -38,7 +42,7 @@ def half(raw: np.ndarray, block: int, at: int, halves: np.ndarray) -> np.float32
 
 
 @_JIT
-def q4_0(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float32) -> None:
+def q4_0(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float32, aligned: bool) -> None:
     """Dequantise rows of one or several blocks of 32 numbers."""
     wide = np.empty(out.shape[1], np.float32)
     # Loops of a length that the compiler does not know become loops over vectors; it unrolls short ones otherwise.
@@ -51,11 +55,11 @@ def q4_0(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float3
                 word = raw[row, 18 * block + 2 + n]
                 wide[at + n] = (np.float32(word & np.uint8(0xF)) - np.float32(8)) * factor
                 wide[at + 16 + n] = (np.float32(word >> np.uint8(4)) - np.float32(8)) * factor
-        store(wide, out, row)
+        store(wide, out, row, aligned)
 
 
 @_JIT
-def q8_0(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float32) -> None:
+def q8_0(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float32, aligned: bool) -> None:
     """Dequantise rows of one or several blocks of 32 numbers."""
     wide = np.empty(out.shape[1], np.float32)
     blocks = out.shape[1] // 32
@@ -65,7 +69,7 @@ def q8_0(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float3
             factor, at = half(raw, row, 34 * block, halves), 32 * block
             for n in range(count):
                 wide[at + n] = np.float32(np.int8(raw[row, 34 * block + 2 + n])) * factor
-        store(wide, out, row)
+        store(wide, out, row, aligned)
 
 
 @_JIT
@@ -81,22 +85,25 @@ def scales_and_minima(raw: np.ndarray, block: int, halves: np.ndarray, scales: n
 
 
 @_JIT
-def q4_k(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float32) -> None:
+def q4_k(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float32, aligned: bool) -> None:
     wide = np.empty(SUPERBLOCK, np.float32)
     scales, minima = np.empty(8, np.float32), np.empty(8, np.float32)
     count = out.shape[1] // 8
     for block in range(len(raw)):
         scales_and_minima(raw, block, halves, scales, minima)
-        for part in range(8):
-            scale, least, shift = scales[part], minima[part], np.uint8(4 * (part % 2))
+        for pair in range(4):
+            at = 64 * pair
+            lower, upper = scales[2 * pair], scales[2 * pair + 1]
+            least, other = minima[2 * pair], minima[2 * pair + 1]
             for n in range(count):
-                word = (raw[block, 16 + 32 * (part // 2) + n] >> shift) & np.uint8(0xF)
-                wide[32 * part + n] = np.float32(word) * scale - least
-        store(wide, out, block)
+                word = raw[block, 16 + 32 * pair + n]
+                wide[at + n] = np.float32(word & np.uint8(0xF)) * lower - least
+                wide[at + 32 + n] = np.float32(word >> np.uint8(4)) * upper - other
+        store(wide, out, block, aligned)
 
 
 @_JIT
-def q5_k(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float32) -> None:
+def q5_k(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float32, aligned: bool) -> None:
     wide = np.empty(SUPERBLOCK, np.float32)
     scales, minima = np.empty(8, np.float32), np.empty(8, np.float32)
     count = out.shape[1] // 8
@@ -108,11 +115,11 @@ def q5_k(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float3
                 lower = (raw[block, 48 + 32 * (part // 2) + n] >> shift) & np.uint8(0xF)
                 upper = ((raw[block, 16 + n] >> at) & np.uint8(1)) << np.uint8(4)
                 wide[32 * part + n] = np.float32(lower | upper) * scale - least
-        store(wide, out, block)
+        store(wide, out, block, aligned)
 
 
 @_JIT
-def q6_k(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float32) -> None:
+def q6_k(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float32, aligned: bool) -> None:
     wide = np.empty(SUPERBLOCK, np.float32)
     count = out.shape[1] // 16
     for block in range(len(raw)):
@@ -130,26 +137,24 @@ def q6_k(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float3
             scale = whole * np.float32(np.int8(raw[block, 192 + part]))
             for n in range(count):
                 wide[16 * part + n] *= scale
-        store(wide, out, block)
+        store(wide, out, block, aligned)
 
 
 @_JIT
-def f8_e4m3(raw: np.ndarray, out: np.ndarray, _halves: np.ndarray, scale: np.float32) -> None:
+def f8_e4m3(raw: np.ndarray, out: np.ndarray, _halves: np.ndarray, scale: np.float32, aligned: bool) -> None:
     wide = np.empty(raw.shape[1], np.float32)
     bits = wide.view(np.uint32)
     for block in range(len(raw)):
         for n in range(len(wide)):
             word = np.uint32(raw[block, n])
-            # The exponent's bias is 7, and 127 in fp32. Without an exponent, a number is a multiple of 2⁻⁹.
-            normal = ((word & np.uint32(0x7F)) << np.uint32(20)) + np.uint32(120 << 23)
-            bits[n] = normal | ((word & np.uint32(0x80)) << np.uint32(24))
+            # The exponent's bias is 7, and 127 in fp32. Without an exponent, a number is m · 2⁻⁹: 2⁻⁶ + m · 2⁻⁹ here.
+            bias = np.uint32(120 << 23) if word & np.uint32(0x78) else np.uint32(121 << 23)
+            bits[n] = ((word & np.uint32(0x7F)) << np.uint32(20)) + bias
         for n in range(len(wide)):
             word = raw[block, n]
-            small = np.float32(word & np.uint8(0x7)) * np.float32(2**-9)
-            signed = -small if word & np.uint8(0x80) else small
-            value = wide[n] if word & np.uint8(0x78) else signed
-            wide[n] = value * scale
-        store(wide, out, block)
+            value = (wide[n] - (np.float32(0) if word & np.uint8(0x78) else np.float32(2**-6))) * scale
+            wide[n] = -value if word & np.uint8(0x80) else value
+        store(wide, out, block, aligned)
 
 
 KERNELS: Mapping[str, Any] = {
