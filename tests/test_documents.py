@@ -151,6 +151,7 @@ def machine_of_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return here
 
 
+@pytest.mark.full
 def test_the_commands_of_the_readme_run(machine_of_a_reader: Path) -> None:
     """In their order, as a reader types them."""
     only_parsed: set[str] = set()

@@ -18,7 +18,7 @@ from safelight.workers.local_engine import LocalEngine
 
 
 @pytest.mark.parametrize(
-    "name", thinned(["xl.safetensors", "old.ckpt", "folder", "a.safetensors", "v2.safetensors"], 3)
+    "name", thinned(["xl.safetensors", "old.ckpt", "folder", "a.safetensors", "v2.safetensors"], 1)
 )
 def test_every_base_comes_back_as_the_same_model(engine: LocalEngine, tiny: Path, tmp_path: Path, name: str) -> None:
     model = engine.library.add(tiny / name, "m")
@@ -30,6 +30,7 @@ def test_every_base_comes_back_as_the_same_model(engine: LocalEngine, tiny: Path
         to_diffusers(model, tmp_path / "out")
 
 
+@pytest.mark.full
 def test_diffusers_draws_the_same_with_it(engine: LocalEngine, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["models", "export", "starter-noto", "--out", str(tmp_path / "noto")])
     assert result.exit_code == 0, result.output

@@ -140,6 +140,7 @@ def test_the_apis_take_a_sampler(install: Install, root: Path) -> None:
         assert json.loads(answer["info"])["sampler_name"] == "Clipped"
 
 
+@pytest.mark.full
 def test_a_queued_job_whose_sampler_is_gone_fails_alone(install: Install, root: Path) -> None:
     install("sampler")
     database = Database(root)
@@ -238,6 +239,7 @@ def test_the_apis_list_a_preprocessor_and_refuse_it_when_it_is_gone(install: Ins
         Control("net", "in.png", preprocessor="posterize")
 
 
+@pytest.mark.full
 def test_what_a_check_finds_marks_the_image(install: Install, engine: safelight.Engine, ask: Ask) -> None:
     requests = [ask(name, seed=seed) for seed in range(2) for name in ("a.safetensors", "v2.safetensors")]
     plain = [next(engine.generate(request)) for request in requests]
@@ -360,6 +362,7 @@ def test_an_adapter_kind_that_fails_is_named(
     assert next(engine.generate(ask())).width == 64
 
 
+@pytest.mark.full
 def test_a_device_of_a_package_computes_and_is_refused_when_it_is_gone(
     install: Install, root: Path, ask: Ask, engine: LocalEngine
 ) -> None:

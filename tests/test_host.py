@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import gc, json, logging, os, random, sys, threading, warnings
 import numpy as np, torch
@@ -34,6 +36,7 @@ SERVERS_ONLY = {"alembic", "fastapi", "prometheus_client", "sqlalchemy", "starle
 """Packages that an image does not need: importing them would take a second."""
 
 
+@pytest.mark.full
 def test_a_host_is_left_as_it_was() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -137,6 +137,7 @@ def test_beside() -> None:
     assert "| from SIGTERM to the end of the server, s |" in printed
 
 
+@pytest.mark.full
 def test_startup() -> None:
     assert "to the end of the first step" in run("benchmarks/startup.py", "--runs", "0")
 
@@ -179,7 +180,8 @@ def test_families() -> None:
     assert "| Safelight, one fits |" in run("benchmarks/peer_families.py", "--tiny", "--switches", "2")
 
 
-@pytest.mark.parametrize("suspect", thinned(["state", "loading", "attention", "memory"]))
+@pytest.mark.full
+@pytest.mark.parametrize("suspect", ["state", "loading", "attention", "memory"])
 def test_the_story(suspect: str, tmp_path: Path) -> None:
     assert "0 problems" in run("tools/story.py", str(tmp_path / "story.md"), "--suspect", suspect)
     assert (tmp_path / f"story-{suspect}.png").exists()

@@ -34,6 +34,20 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "claim of a server on PostgreSQL's database after a restart",
+        "queue/database.py",
+        "            self._file.before_writing = self._claim.check\n",
+        "",
+        "tests/queue/test_postgres.py::test_after_a_restart_of_postgresql_only_one_server_writes",
+    ),
+    Mutant(
+        "which rows are stored past the cache",
+        "weights/compiled_decoding.py",
+        "aligned = not (numbers.ctypes.data % ALIGNMENT or numbers.strides[0] % ALIGNMENT)",
+        "aligned = not numbers.ctypes.data % ALIGNMENT",
+        "tests/weights/test_compiled_decoding.py::test_nothing_else_is_written_wherever_the_numbers_begin",
+    ),
+    Mutant(
         "digest of what is read",
         "devices/transfer.py",
         "    if digest != read.xxh3:\n",

@@ -86,6 +86,7 @@ def images(http: httpx.Client, jobs: list[str]) -> list[Json]:
     return found
 
 
+@pytest.mark.full
 def test_a_node_makes_the_pixels_of_this_machine(machines: Machines, root: Path) -> None:
     with serving.serving(root) as alone, alone.client() as http:
         [right] = images(http, [queue(http)])

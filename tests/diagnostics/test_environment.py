@@ -123,6 +123,7 @@ def test_the_same_version_is_another_build(prefix: Path, tmp_path: Path) -> None
     assert said(built) == "the other build False"
 
 
+@pytest.mark.full
 def test_an_index_is_the_only_place_that_is_looked_at(
     prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def variant_options(variants: tuple[str, ...]) -> list[str]:
     return [word for variant in variants for word in ("--variant", variant)]
 
 
+@pytest.mark.full
 def test_it_is_added_by_one_command_and_drawn_by_one_in_any_order_with_little_memory(
     root: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def prompt(chance: random.Random) -> str:
             return words
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", thinned([torch.bfloat16, torch.float32]), ids=str)
 @pytest.mark.parametrize("pad", thinned(["<|endoftext|>", "!"]))
 def test_hidden_states_are_those_of_compel(dtype: torch.dtype, pad: str) -> None:

@@ -52,6 +52,7 @@ def size(component: ComponentManifest) -> int:
     return sum(tensor.nbytes for tensor in component.tensors)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", thinned(["files", "folder"]))
 def test_a_switch_moves_what_differs_and_not_one_byte_of_qwen3(
     form: str, root: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch

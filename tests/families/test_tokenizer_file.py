@@ -90,6 +90,7 @@ def library(shared_engine: LocalEngine) -> Callable[[Path, str], Model]:
     return lambda path, variant: shared_engine.library.add(path, variant=variant)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("label", thinned(FAMILIES))
 def test_a_checkpoint_s_own_tokenizer_counts(
     label: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

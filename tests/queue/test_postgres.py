@@ -142,6 +142,32 @@ def test_a_server_that_goes_away_and_comes_back_loses_nothing(tmp_path: Path) ->
         cluster.close()
 
 
+def test_after_a_restart_of_postgresql_only_one_server_writes(tmp_path: Path) -> None:
+    cluster = postgres.Cluster()
+    url = cluster.new()
+    first, second = Database(tmp_path, url=url), Database(tmp_path, url=url)
+    try:
+        first.claim()
+        cluster.stop()
+        cluster.start()
+        # It takes its claim again with its next write.
+        [job] = first.accept(made_up(Request("x", "m"), "d"))
+        with pytest.raises(InputError, match="another Safelight server uses"):
+            second.claim()
+        cluster.stop()
+        cluster.start()
+        second.claim()
+        with pytest.raises(StorageError, match="another Safelight server claimed it"):
+            first.accept(made_up(Request("x", "m"), "d"))
+        assert second.start(job.id, "") is not None
+        second.close()
+        assert first.end(job.id, "done"), "the other one is gone"
+    finally:
+        for one in (first, second):
+            one.close()
+        cluster.close()
+
+
 def test_a_database_is_copied_there_and_back(url: str, tmp_path: Path) -> None:
     start = Database(tmp_path / "a")
     start.people.add(Person("ann"), "hash")

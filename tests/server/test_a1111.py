@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,13 @@ from safelight.server.apis.a1111_titles import by_title
 from safelight.server.clients import CLIENTS, Client, Clients
 from safelight.server.problems import RefusedError
 from safelight.workers.job_runner import RunningJob
+
+
+@pytest.fixture
+def http(server: serving.Server) -> Generator[httpx.Client]:
+    """A client with a name: what others set on the tests' common server does not apply to it."""
+    with server.client(auth=("a1111", "")) as client:
+        yield client
 
 
 def test_state_19_a_name_is_never_another_models_file_name(tiny: Path, tmp_path: Path) -> None:

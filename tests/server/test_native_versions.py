@@ -15,6 +15,7 @@ from safelight.assembly.command_run import CommandRun
 from safelight.errors import InputError
 
 
+@pytest.mark.full
 def test_a_model_is_written_smaller_for_a_client(tmp_path: Path) -> None:
     with serving.serving(tmp_path / "root") as server, server.client() as http:
         assert http.get("/api/v1/compacting").json()["state"] == "never"

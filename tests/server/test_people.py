@@ -474,7 +474,7 @@ def test_a_stream_ends_when_its_person_is_removed(server: serving.Server) -> Non
         with httpx.Client(base_url=server.url, timeout=60) as tom:
             tom.post("/api/v1/login", json={"name": "tom", "password": PASSWORD})
             cookies = dict(tom.cookies)
-            job = tom.post("/api/v1/generate", json={**ASK, "steps": 150, "count": 2}).json()["id"]
+            job = tom.post("/api/v1/generate", json={**ASK, "steps": 60, "count": 2}).json()["id"]
             while http.get(f"/api/v1/jobs/{job}").json()["state"] == "queued":
                 time.sleep(0.02)
             with httpx.stream("GET", f"{server.url}/api/v1/events", cookies=cookies, timeout=60) as stream:

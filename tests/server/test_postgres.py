@@ -24,6 +24,7 @@ def cluster() -> Generator[postgres.Cluster]:
     made.close()
 
 
+@pytest.mark.full
 def test_a_server_and_its_database_are_killed_and_every_job_ends_once(
     cluster: postgres.Cluster, tmp_path: Path
 ) -> None:

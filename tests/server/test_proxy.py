@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 from support import serving
 from support.people import PASSWORD, add_people, as_person, key_of
+from support.scale import thinned
 from support.serving import ASK, ended
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -32,7 +33,7 @@ def free_port() -> int:
         return bound.getsockname()[1]
 
 
-@pytest.fixture(scope="module", params=["as it is", "removed"])
+@pytest.fixture(scope="module", params=thinned(["removed", "as it is"]))
 def proxied(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[tuple[serving.Server, str]]:

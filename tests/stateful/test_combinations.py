@@ -81,6 +81,7 @@ def test_every_job_is_that_of_a_fresh_process(root: Path, tiny: Path, tmp_path: 
     tried(root, draw, chance, jobs=times(9, 100), kinds=times(4, 30), new=times(0, 1))
 
 
+@pytest.mark.full
 def test_every_job_is_the_same_with_the_least_memory(root: Path, tiny: Path, tmp_path: Path) -> None:
     chance = seeded()
     names = () if ALL else chosen(chance, 1)

@@ -109,6 +109,7 @@ def test_a_server_that_goes_away_is_said(tmp_path: Path) -> None:
         assert running_server.find(tmp_path) is None
 
 
+@pytest.mark.full
 def test_the_command_line(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from safelight.cli import main
 

@@ -79,6 +79,7 @@ def test_each_image_is_made_by_a_process_of_its_own(isolated: IsolatedEngine) ->
     assert len(pids) == 3
 
 
+@pytest.mark.full
 def test_who_takes_one_image_leaves_all_ready_for_the_next(isolated: IsolatedEngine) -> None:
     next(isolated.generate(Request("x", "starter-noto", steps=1)))
     assert isolated._isolated_runner._zygote is not None
@@ -113,6 +114,7 @@ def test_a_child_that_dies_fails_its_job_only(isolated: IsolatedEngine) -> None:
     assert next(isolated.generate(Request("x", "starter-noto", steps=1))).width == 64
 
 
+@pytest.mark.full
 def test_a_zygote_that_dies_with_all_of_its_own_is_said_and_replaced(isolated: IsolatedEngine) -> None:
     next(isolated.generate(Request("x", "starter-noto", steps=1)))
     assert isolated._isolated_runner._zygote is not None
@@ -200,6 +202,7 @@ def test_over_http_and_on_the_command_line(
     assert "the same: 1 of 1" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_where_nothing_may_fork_each_job_has_a_new_process(engine: LocalEngine, root: Path) -> None:
     """For a Mac, where Accelerate and Metal do not survive a fork."""
     assert [forks(platform) for platform in ("linux", "darwin")] == [True, False]

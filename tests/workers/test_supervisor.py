@@ -55,6 +55,7 @@ def test_a_job_reports_and_ends(supervisor: Supervisor) -> None:
     assert end.resident == (wanted().job.model.digest,)
 
 
+@pytest.mark.full
 def test_only_images_that_are_not_there_yet_are_made(calm: Supervisor) -> None:
     both = [m for m in calm.run(wanted(count=2)) if isinstance(m, Made)]
     ask = wanted(count=2)
@@ -111,6 +112,7 @@ def test_questions_are_answered_while_a_job_runs(calm: Supervisor) -> None:
     assert wanted().job.model.digest in resident
 
 
+@pytest.mark.full
 def test_what_is_pinned_is_pinned_in_the_next_worker_too(supervisor: Supervisor) -> None:
     list(supervisor.run(wanted()))
     digest = wanted().job.model.digest

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import func, select, update
 
 from safelight.errors import InputError, RequestError, SafelightError
 from safelight.queue.audit_table import AuditTable
 from safelight.queue.board_table import BoardTable
 from safelight.queue.database_file import open_file
-from safelight.queue.database_server import claim, open_server
+from safelight.queue.database_server import Claim, open_server
 from safelight.queue.image_table import ImageTable
 from safelight.queue.input_owner_table import InputOwnerTable
 from safelight.queue.job import ATTEMPTS, Failure, QueuedJob, State
@@ -43,7 +43,7 @@ class Database:
     """
 
     def __init__(self, folder: Path, *, url: str | None = None, migrate: bool = True) -> None:
-        self._claim: Connection | None = None
+        self._claim: Claim | None = None
         self._file = open_file(folder, migrate=migrate) if url is None else open_server(url, migrate=migrate)
         self.images = ImageTable(self._file)
         self.boards = BoardTable(self._file)
@@ -64,9 +64,8 @@ class Database:
         Raises InputError if another server uses it.
         """
         if self._file.engine.dialect.name == "postgresql":
-            self._claim = claim(self._file)
-            if self._claim is None:
-                raise InputError(f"another Safelight server uses {self._file.place}; stop it, or name another database")
+            self._claim = Claim(self._file)
+            self._file.before_writing = self._claim.check
 
     @property
     def sql(self) -> SqlDatabase:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from alembic import command
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from safelight import extras
-from safelight.errors import InputError, UnreadableFileError
+from safelight.errors import InputError, StorageError, UnreadableFileError
 from safelight.queue.sql_database import SqlDatabase, migrate_to_newest, revision_of, revisions
 from safelight.queue.tables import Table
 from safelight.queue.text_index import PostgresTexts
@@ -68,15 +69,63 @@ def open_server(url: str, *, migrate: bool = True) -> SqlDatabase:
     return SqlDatabase(engine, place, PostgresTexts(), f"SELECT pg_advisory_xact_lock({WRITERS})")
 
 
-def claim(database: SqlDatabase) -> Connection | None:
-    """Claim a database for a server, until the returned connection is closed. None if another server has it."""
-    connection = database.engine.connect()
-    if connection.execute(text(f"SELECT pg_try_advisory_lock({SERVER})")).scalar():
-        # The lock belongs to the connection; its transaction may end.
-        connection.commit()
-        return connection
-    connection.close()
-    return None
+class Claim:
+    """The claim of one Safelight server on a database: an advisory lock, which belongs to one connection.
+
+    Raises InputError if another server has it.
+    """
+
+    def __init__(self, database: SqlDatabase) -> None:
+        self._engine, self._place = database.engine, database.place
+        self._lock = Lock()
+        self._connection: Connection | None = None
+        if not self._take():
+            raise InputError(f"another Safelight server uses {self._place}; stop it, or name another database")
+
+    def check(self) -> None:
+        """Take the claim again if it was lost with its connection, for example because PostgreSQL was started again.
+
+        Raises StorageError if another Safelight server has it now, and OperationalError if PostgreSQL does not answer.
+        """
+        with self._lock:
+            if not self._is_held() and not self._take():
+                raise StorageError(
+                    self._place,
+                    "another Safelight server claimed it while this one had lost its connection; stop one of them",
+                )
+
+    def close(self) -> None:
+        """Give the claim back."""
+        with self._lock:
+            self._drop()
+
+    def _is_held(self) -> bool:
+        if self._connection is None:
+            return False
+        try:
+            self._connection.execute(text("SELECT 1"))
+            self._connection.commit()
+        except DBAPIError:
+            self._drop()
+            return False
+        return True
+
+    def _take(self) -> bool:
+        connection = self._engine.connect()
+        if connection.execute(text(f"SELECT pg_try_advisory_lock({SERVER})")).scalar():
+            # The lock belongs to the connection; its transaction may end.
+            connection.commit()
+            self._connection = connection
+            return True
+        connection.close()
+        return False
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            # The connection is ended, not kept for others: they would have its lock.
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None
 
 
 def _bring_up_to_date(connection: Connection, place: Path, migrate: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from alembic import command
@@ -28,6 +28,8 @@ class SqlDatabase:
 
     def __init__(self, engine: Engine, place: Path, texts: TextIndex, begin: str) -> None:
         self.engine, self.place, self.texts, self._begin = engine, place, texts, begin
+        self.before_writing: Callable[[], None] = lambda: None
+        """Is called before each transaction that writes; if it raises, nothing is written."""
 
     def close(self) -> None:
         """Close all connections."""
@@ -59,9 +61,11 @@ class SqlDatabase:
 
         Raises the errors of :meth:`session`.
         """
-        with self.session() as session, session.begin():
-            session.execute(text(self._begin))
-            yield session
+        with self.session() as session:
+            self.before_writing()
+            with session.begin():
+                session.execute(text(self._begin))
+                yield session
 
 
 def revisions() -> tuple[Config, str, frozenset[str]]:

@@ -78,7 +78,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         409: "The state or content does not allow this",
         413: "The body is too large",
         422: "A field has a value that is not allowed",
-        429: "The queue is full",
+        429: "The queue is full, or there were too many tries with a password",
         503: "The worker is not ready",
         507: "A disk is full or cannot be written",
     }

@@ -87,7 +87,7 @@ def net(folder: Path, form: str, picture: str = "edges", **more: Any) -> Control
     return Control(str(folder / f"{form}.safetensors"), str(folder / f"{picture}.png"), **more)
 
 
-@pytest.mark.parametrize("form", ["latents", "fewer", "pixels"])
+@pytest.mark.parametrize("form", thinned(["latents", "fewer", "pixels"]))
 def test_text_to_image(form: str, shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
     right = theirs(pipe, folder, "text", form, controlnet_conditioning_scale=0.8)
     assert np.array_equal(ours(shared_engine, folder, "text", net(folder, form, weight=0.8)), right)
@@ -136,12 +136,14 @@ def test_a_part_of_the_steps(shared_engine: LocalEngine, folder: Path, pipe: Any
     assert not np.array_equal(made, ours(shared_engine, folder, "text", net(folder, "latents")))
 
 
+@pytest.mark.full
 def test_two_at_once(shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
     made = ours(shared_engine, folder, "text", net(folder, "latents"), net(folder, "latents", "depth", weight=0.5))
     right = theirs(pipe, folder, "text", "latents", "latents", controlnet_conditioning_scale=[1.0, 0.5])
     assert np.array_equal(made, right)
 
 
+@pytest.mark.full
 def test_two_of_different_lengths(shared_engine: LocalEngine, folder: Path) -> None:
     """diffusers drops the outputs that the shorter one does not have; here each reaches all blocks."""
     both = (net(folder, "latents"), net(folder, "pixels", "depth"))

@@ -62,7 +62,7 @@ def ours(engine: LocalEngine, path: Path, **changes: Any) -> bytes:
     return next(engine.generate(ask(path, **changes))).pixels
 
 
-@pytest.mark.parametrize("prompt", [PROMPT, "", "word " * 600])
+@pytest.mark.parametrize("prompt", thinned([PROMPT, "", "word " * 600]))
 @pytest.mark.parametrize("variant", LENGTHS)
 def test_text_to_image(
     variant: str, prompt: str, shared_engine: LocalEngine, folders: dict[str, Path], pipes: dict[str, Any]
@@ -208,6 +208,7 @@ def test_bf16(variant: str, tmp_path: Path, folders: dict[str, Path]) -> None:
     assert ours(safelight.open_engine(tmp_path / "root"), folders[variant], precision="bf16") == wanted
 
 
+@pytest.mark.full
 def test_in_fp16_t5_computes_in_fp32(tmp_path: Path, folders: dict[str, Path]) -> None:
     """Its last projections overflow in fp16; transformers, too, keeps them in fp32."""
     engine = safelight.open_engine(tmp_path / "root")

@@ -96,7 +96,7 @@ def write(path: Path, naming: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("naming", thinned(NAMINGS, 4))
+@pytest.mark.parametrize("naming", thinned(NAMINGS, 2))
 def test_each_naming(naming: str, folder: Path, tmp_path: Path, right: bytes) -> None:
     path = write(tmp_path / "lora.safetensors", naming)
     assert identify(path).base == "qwen-image"

@@ -121,7 +121,7 @@ def fused(kind: str) -> dict[str, torch.Tensor]:
             return {f"{name}.lokr_w1": drawn(3, 2), f"{name}.lokr_w2": drawn(WIDTH, WIDTH // 2)}
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
+@pytest.mark.parametrize("kind", thinned(["lora", "dora", "lokr"]))
 def test_fused_projections(kind: str, folder: Path, tmp_path: Path) -> None:
     tensors = fused(kind)
     save_file(tensors, tmp_path / "lora.safetensors")

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import controls, flow_controls, memory, zimage
 from support.oracle import aligned
+from support.scale import thinned
 
 import safelight
 from safelight.catalog.identify import identify
@@ -69,7 +70,7 @@ def net(folder: Path, version: str, picture: str = "edges", **more: Any) -> Cont
     return Control(str(folder / f"{version}.safetensors"), str(folder / f"{picture}.png"), **more)
 
 
-@pytest.mark.parametrize("version", flow_controls.ZIMAGE_NETS)
+@pytest.mark.parametrize("version", thinned(flow_controls.ZIMAGE_NETS))
 def test_text_to_image(version: str, shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
     right = theirs(pipe, folder, version, controlnet_conditioning_scale=0.8)
     assert ours(shared_engine, folder, net(folder, version, weight=0.8)) == right
@@ -84,6 +85,7 @@ def test_classifier_free_guidance(shared_engine: LocalEngine, folder: Path, pipe
     assert unbalanced not in (right, ours(shared_engine, folder, cfg=3.5, negative="a green pear"))
 
 
+@pytest.mark.full
 def test_what_diffusers_lacks_changes_the_picture(shared_engine: LocalEngine, folder: Path) -> None:
     """Image to image, a part of the steps, and two at once."""
     start = {"image": str(folder / "start.png"), "strength": 0.7}

@@ -82,6 +82,7 @@ def test_what_is_missing_is_named(root: Path, files: Path) -> None:
     assert "whose variants are turbo, base; not ultra" in said
 
 
+@pytest.mark.full
 def test_a_part_is_chosen_and_changed(root: Path, files: Path, tmp_path: Path, right: str) -> None:
     other = zimage.write_files(tmp_path / "other", SEED + 1)
     (other / "vae/ae_tiny.safetensors").rename(other / "vae/zz_other.safetensors")

@@ -123,7 +123,7 @@ class PeopleRoutes:
         api.get("/me", tags=["people"])(self.me)
         api.post("/login", tags=["people"], response_model=Me, responses=documented(429))(self.log_in)
         api.post("/logout", tags=["people"], status_code=204)(self.log_out)
-        api.put("/me/password", tags=["people"], status_code=204)(self.change_password)
+        api.put("/me/password", tags=["people"], status_code=204, responses=documented(429))(self.change_password)
         api.get("/me/keys", tags=["people"])(self.keys)
         api.post("/me/keys", tags=["people"], status_code=201, responses=documented(409))(self.add_key)
         api.delete("/me/keys/{key_id}", tags=["people"], status_code=204, responses=documented(404))(self.remove_key)
