@@ -45,7 +45,6 @@ import numpy as np
 import peers
 import torch
 from families import add_files, engine, narrowed, print_rows, sizes, tiny, write_file
-from memory import Peak
 from safetensors.torch import save_file
 
 from safelight.catalog.catalog import Catalog
@@ -189,9 +188,10 @@ def flux(small: bool, peer: bool = False) -> list[dict[str, Any]]:
     ``peer``: stable-diffusion.cpp makes one, too, of the same files, which it copies into memory, or maps.
     """
     write(FOLDER / "flux", tiny("flux") if small else sizes()["flux"][1], 1)
-    rows = list[dict[str, Any]]()
+    model = add(FOLDER / "root-flux", FOLDER / "flux")
+    script, rows = families.HERE / "one_image.py", list[dict[str, Any]]()
     for limit in (10.0, 5.0):
-        command = [sys.executable, __file__, "--part", "image", "--limit", str(limit)]
+        command = [sys.executable, str(script), str(FOLDER / "root-flux"), model.name, str(limit), "256"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
@@ -214,24 +214,6 @@ def add(root: Path, folder: Path) -> Any:
     for path in sorted(folder.glob("[tv]*/*.*")):
         catalog.adapters.add(path)
     return catalog.library.add(folder / "diffusion_models/transformer.gguf", "a", variant="dev")
-
-
-def image(limit: float) -> dict[str, Any]:
-    """Make one image of FLUX.1 and return its figures."""
-    model = add(FOLDER / "root-flux", FOLDER / "flux")
-    made = engine(FOLDER / "root-flux", precision="bf16", max_cache_ram_gb=limit)
-    start = time.perf_counter()
-    with Peak() as peak:
-        drawn = next(made.generate(Request("a cat", model.name, steps=2, width=256, height=256, precision="bf16")))
-    resident = made.memory()["places"]["host"]["resident"]
-    return {
-        "limit GB": limit,
-        "seconds": time.perf_counter() - start,
-        "a step": drawn.seconds.denoise / 2,
-        "peak GB": peak.most / 2**30,
-        "quantised in memory": sum("quantised" in one["component"] for one in resident),
-        "pixels": drawn.pixels_sha256,
-    }
 
 
 def step(small: bool) -> list[dict[str, Any]]:
@@ -398,14 +380,10 @@ def as_bf16(source: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("decode", "flux", "step", "lora", "sdxl", "image"), required=True)
-    parser.add_argument("--limit", type=float, default=10.0, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("decode", "flux", "step", "lora", "sdxl"), required=True)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--peer", action="store_true", help="with --part flux: also stable-diffusion.cpp (ten minutes)")
     arguments = parser.parse_args()
-    if arguments.part == "image":
-        print(json.dumps(image(arguments.limit)))
-        return
     if arguments.peer and arguments.part != "flux":
         parser.error("--peer is for --part flux")
     parts = {"decode": decode, "flux": flux, "step": step, "lora": lora, "sdxl": sdxl}

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
+from safelight.catalog.published import sizes
+from safelight.devices.transfer import Counts
 from safelight.request.field import fields_of
+from safelight.request.run_settings import RunSettings
 from safelight.request.schema import Request
 from safelight.server.page.routes import FILES, VIEWS
 
@@ -20,6 +24,11 @@ DYNAMIC = {
     "box_": ("x", "y", "width", "height"),
     "role_": ("admin", "member", "guest"),
     "compare_": ("slider", "flicker", "difference"),
+    "fact_": (
+        *(one.name for kind in (RunSettings, Counts) for one in fields(kind)),
+        *sorted({role for _, configs in sizes().values() for role in configs}),
+        "verification",
+    ),
     "download_": ("queued", "running", "adding", "done", "failed", "cancelled"),
 }
 
@@ -47,8 +56,8 @@ def test_each_text_that_the_page_shows_exists_and_each_is_shown() -> None:
     assert {f"{start}{end}" for start, ends in DYNAMIC.items() for end in ends} <= known
     unused = {key for key in known - used if not key.startswith("field_")}
     assert unused == set()
-    fields = {key.removeprefix("field_") for key in known if key.startswith("field_")}
-    assert fields <= fields_of(Request).keys()
+    labels = {key.removeprefix("field_") for key in known if key.startswith("field_")}
+    assert labels <= fields_of(Request).keys()
 
 
 def test_the_pages_own_code_is_small() -> None:

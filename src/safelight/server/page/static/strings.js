@@ -38,6 +38,13 @@ export function t(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => String(values[name] ?? whole));
 }
 
+/**
+ * The label of a value that the server names, for example "vae_dtype". A name without a label, such as the role of an
+ * installed package's component, stays as it is.
+ * @param {string} name
+ */
+export const labelOf = (name) => texts[`fact_${name}`] ?? name.replaceAll("_", " ");
+
 /** @param {number} seconds since 1970 */
 export const when = (seconds) =>
   new Date(seconds * 1000).toLocaleString(language, { dateStyle: "medium", timeStyle: "short" });

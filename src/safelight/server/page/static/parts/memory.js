@@ -3,7 +3,7 @@
 
 import { html } from "../lib/htm-preact.js";
 import { useStore } from "../store.js";
-import { size, t } from "../strings.js";
+import { labelOf, size, t } from "../strings.js";
 
 const COLOURS = 8;
 
@@ -14,7 +14,7 @@ function byModel(place, models) {
   for (const held of place.resident) {
     const [role, digest] = held.component.split(" ");
     const owners = models.filter((model) => String(model.components?.[role] ?? "").startsWith(digest)).map((model) => model.name);
-    const name = owners.join(", ") || role.replaceAll("_", " ");
+    const name = owners.join(", ") || labelOf(role);
     found.set(name, (found.get(name) ?? 0) + held.nbytes);
   }
   return [...found];

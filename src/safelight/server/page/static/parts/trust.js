@@ -5,7 +5,7 @@ import * as api from "../api.js";
 import { attempt, loadDoctor } from "../actions.js";
 import { html, useEffect, useState } from "../lib/htm-preact.js";
 import { useStore } from "../store.js";
-import { t, when } from "../strings.js";
+import { labelOf, t, when } from "../strings.js";
 import { HelpLink, NumberField } from "./elements.js";
 import { onServer } from "../paths.js";
 
@@ -22,10 +22,10 @@ export function Trust() {
     <dl class="facts">
       <dt>${t("server")}</dt><dd>Safelight ${health?.version} · ${health?.status === "ok" ? t("status_ok") : health?.problem}</dd>
       <dt>${t("worker")}</dt><dd>${health?.worker === "ready" ? t("worker_ready") : t("worker_starting")} · ${t("restarts", { count: health?.restarts ?? 0 })}</dd>
-      ${Object.entries(run).map(([name, value]) => html`<dt>${name.replaceAll("_", " ")}</dt><dd>${inWords(value)}</dd>`)}
+      ${Object.entries(run).map(([name, value]) => html`<dt>${labelOf(name)}</dt><dd>${inWords(value)}</dd>`)}
     </dl>
     <h3>${t("copies")}</h3>
-    <dl class="facts">${[...Object.entries(transfers), ["verification", verification]].map(([name, value]) => html`<dt>${name.replaceAll("_", " ")}</dt><dd>${inWords(value)}</dd>`)}</dl>
+    <dl class="facts">${[...Object.entries(transfers), ["verification", verification]].map(([name, value]) => html`<dt>${labelOf(name)}</dt><dd>${inWords(value)}</dd>`)}</dl>
     <${Doctor} />
     <${Evidence} />
   </section>`;

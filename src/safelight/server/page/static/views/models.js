@@ -11,7 +11,7 @@ import { Compact, EarlierContents } from "../parts/model_versions.js";
 import { ModelPicture, residence, where } from "../parts/models.js";
 import { go } from "../router.js";
 import { current, useStore } from "../store.js";
-import { duration, size, t } from "../strings.js";
+import { duration, labelOf, size, t } from "../strings.js";
 import { useMay } from "../me.js";
 import { onServer } from "../paths.js";
 
@@ -188,7 +188,7 @@ function ModelView({ model, onClose }) {
       <dt>${t("recognised_by")}</dt><dd>${model.rule}</dd>
       <dt>${t("format")}</dt><dd>${model.format}</dd>
       <dt>${t("digest")}</dt><dd><code>${model.digest ? model.digest.slice(0, 16) : t("not_read_yet")}</code></dd>
-      ${shares.map(({ role, digest, others }) => html`<dt>${role.replaceAll("_", " ")}</dt><dd><code>${digest.slice(0, 12)}</code> ${others.length > 0 && html`<small>${t("shared_with", { names: others.slice(0, 4).join(", ") + (others.length > 4 ? ` +${others.length - 4}` : "") })}</small>`}</dd>`)}
+      ${shares.map(({ role, digest, others }) => html`<dt>${labelOf(role)}</dt><dd><code>${digest.slice(0, 12)}</code> ${others.length > 0 && html`<small>${t("shared_with", { names: others.slice(0, 4).join(", ") + (others.length > 4 ? ` +${others.length - 4}` : "") })}</small>`}</dd>`)}
     </dl>
     ${admin && html`<${Compact} model=${model} /><${EarlierContents} model=${model} />
     <h3>${t("model_defaults")}</h3>
