@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 from support.serving import Server, serving
@@ -45,6 +46,7 @@ async def use_everything(client: Client) -> None:
     assert seen == sorted(seen)
     images = made.structured_content["images"]
     assert [one["seed"] for one in images] == [5, 6]
+    assert httpx.get(images[1]["url"]).headers["content-type"] == "image/png"
     job = (await client.call_tool("describe_job", {"job": made.structured_content["job"]})).structured_content
     assert (job["state"], job["images"]) == ("done", [one["id"] for one in images])
     held = io.BytesIO()
@@ -124,6 +126,6 @@ def test_a_server_without_the_extra_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     from safelight.server.problems import RefusedError
 
     monkeypatch.setattr(extras, "installed", lambda: ("server",))
-    route = ProtocolRoute(None)  # type: ignore[arg-type]
+    route = ProtocolRoute(None, None)  # type: ignore[arg-type]
     with pytest.raises(RefusedError, match=r"needs the extra mcp: safelight\[mcp\]"):
         asyncio.run(route({}, None, None))  # type: ignore[arg-type]

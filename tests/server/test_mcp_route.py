@@ -14,6 +14,7 @@ from safelight.queue.person import Person
 from safelight.server.access import SCOPE
 from safelight.server.mcp_route import SESSION, ProtocolRoute
 from safelight.server.problems import RefusedError
+from safelight.settings import Settings
 
 
 async def library(scope: Scope, receive: Receive, send: Send) -> None:
@@ -24,7 +25,7 @@ async def library(scope: Scope, receive: Receive, send: Send) -> None:
 
 def test_a_session_is_of_one_person_and_is_forgotten_when_it_ends() -> None:
     async def run() -> None:
-        route = ProtocolRoute(FastAPI())
+        route = ProtocolRoute(FastAPI(), Settings())
         route._inner = library
 
         async def ask(method: str, name: str, session: str = "") -> None:
@@ -39,6 +40,7 @@ def test_a_session_is_of_one_person_and_is_forgotten_when_it_ends() -> None:
                 "type": "http",
                 "method": method,
                 "path": "/mcp",
+                "server": ("127.0.0.1", 9090),
                 "headers": headers,
                 SCOPE: Person(name, "member"),
             }

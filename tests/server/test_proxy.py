@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -107,6 +109,29 @@ def test_apis_events_and_cookies_pass(proxied: tuple[serving.Server, str]) -> No
     with as_person(server, "ada") as admin:
         [entry] = [one for one in admin.get("/api/v1/audit").json() if one["action"] == "login"][:1]
         assert entry["detail"] == "127.0.0.1"
+
+
+def test_a_tool_names_images_as_its_client_knows_the_server(proxied: tuple[serving.Server, str]) -> None:
+    pytest.importorskip("mcp")
+    import httpx2
+    from mcp import Client
+    from mcp.client.streamable_http import streamable_http_client
+
+    _, address = proxied
+    ask = {"prompt": "red apple", "model": "starter-noto", "width": 64, "height": 64, "steps": 2}
+
+    async def run() -> str:
+        headers = {"Authorization": f"Bearer {key_of('max')}", "x-safelight-address": "http://elsewhere/"}
+        async with (
+            httpx2.AsyncClient(headers=headers, timeout=60) as http,
+            Client(streamable_http_client(f"{address}/mcp", http_client=http)) as client,
+        ):
+            made: Any = await client.call_tool("generate_image", ask)
+            assert not made.is_error, made.content
+            return made.structured_content["images"][0]["url"]
+
+    url = asyncio.run(run())
+    assert url.startswith(f"{address.replace('http:', 'https:')}/api/v1/images/"), url
 
 
 def test_the_clients_address_is_what_the_proxy_says(proxied: tuple[serving.Server, str]) -> None:

@@ -54,7 +54,7 @@ def create(control: Services) -> FastAPI:
     for router in more:
         app.include_router(router)
     app.state.apis = (*APIS, *(router.prefix for router in more))
-    protocol = mcp_route.add_to(app)
+    protocol = mcp_route.add_to(app, control.settings)
     app.state.access = access.Access(control.settings, control.database)
     app.add_middleware(Gate, control=control, access=app.state.access)
     if control.settings.root_path:

@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from safelight import extras
 from safelight.server.access import person_of
 from safelight.server.problems import RefusedError
+from safelight.server.sub_path import public_address
+from safelight.settings import Settings
 
 if TYPE_CHECKING:
     import httpx
@@ -28,12 +30,15 @@ SESSION = "mcp-session-id"
 WHO = ("authorization", "cookie")
 """The headers that say who sends a request."""
 
+ADDRESS = "x-safelight-address"
+"""A header that only this route sets: the server's address as the client knows it, for the URLs of images."""
+
 
 class ProtocolRoute:
     """Serves the protocol. Its library takes a second to import, so that happens at the first request."""
 
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        self._app, self._settings = app, settings
         self._inner: ASGIApp | None = None
         self._starting = asyncio.Lock()
         self._stop = asyncio.Event()
@@ -60,7 +65,10 @@ class ProtocolRoute:
                     self._persons.pop(asked, None)
             await send(message)
 
-        await inner(scope, receive, send_and_remember)
+        address = public_address(HTTPConnection(scope), self._settings)
+        headers = [(name, value) for name, value in scope["headers"] if name != ADDRESS.encode()]
+        headers.append((ADDRESS.encode(), address.encode()))
+        await inner({**scope, "headers": headers}, receive, send_and_remember)
 
     async def stop(self) -> None:
         """End all sessions."""
@@ -88,9 +96,11 @@ class ProtocolRoute:
 
         def connect(caller: Mapping[str, str] | None) -> httpx.AsyncClient:
             # The tools call this server's own API, within this process, as the person who calls the tool.
-            headers = {name: value for name, value in (caller or {}).items() if name.lower() in WHO}
+            given = {name.lower(): value for name, value in (caller or {}).items()}
+            headers = {name: given[name] for name in WHO if name in given}
+            address = given.get(ADDRESS, "http://127.0.0.1")
             transport = httpx.ASGITransport(self._app)
-            return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers, timeout=None)
+            return httpx.AsyncClient(transport=transport, base_url=address, headers=headers, timeout=None)
 
         return make_server(connect, paths=False)
 
@@ -101,8 +111,8 @@ class ProtocolRoute:
             await self._stop.wait()
 
 
-def add_to(app: FastAPI) -> ProtocolRoute:
+def add_to(app: FastAPI, settings: Settings) -> ProtocolRoute:
     """Add the route."""
-    route = ProtocolRoute(app)
+    route = ProtocolRoute(app, settings)
     app.router.routes.append(Route(PATH, route, methods=["GET", "POST", "DELETE"], include_in_schema=False))
     return route

@@ -240,7 +240,7 @@ async def _make(client: httpx.AsyncClient, ctx: Context, model: str, fields: dic
             seed=row["seed"],
             width=row["width"],
             height=row["height"],
-            url=str(client.base_url.join(f"/api/v1/images/{row['id']}/file")),
+            url=f"{str(client.base_url).rstrip('/')}/api/v1/images/{row['id']}/file",
         )
         for row in rows
     ]
