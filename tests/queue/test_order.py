@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -186,6 +188,53 @@ def test_the_bounds_hold_over_all_slots_and_people_take_turns(
     for place, job in enumerate(started):
         assert job.overtaken <= overtakes
         assert job.overtaken == sum(o.number > job.number and o.person == job.person for o in started[:place])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(GROUPS), st.sampled_from("xy"), st.integers(0, 1)), max_size=40),
+    st.integers(0, 4),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.floats(0.5, 9.0), st.booleans()), min_size=80, max_size=80),
+)
+def test_the_bounds_hold_when_workers_die_and_jobs_are_tried_again(
+    asked: list[tuple[str, str, int]], overtakes: int, count: int, fates: list[tuple[float, bool]]
+) -> None:
+    """A job whose worker dies goes to another slot, once."""
+    limits = OvertakeLimits(overtakes, float("inf"))
+    left = [waiting(n, group, person=person, priority=rank) for n, (group, person, rank) in enumerate(asked)]
+    resident: dict[str, tuple[str, ...]] = {str(name): () for name in range(count)}
+    runs: dict[str, tuple[float, Waiting, bool]] = {}
+    now, ended, starts = 0.0, list[int](), 0
+    while left or runs:
+        views = {
+            name: SlotView(name, held, max(0.0, runs[name][0] - now) if name in runs else 0.0)
+            for name, held in resident.items()
+        }
+        for name in resident.keys() - runs.keys():
+            choice = choose(left, views[name], limits, [one for at, one in views.items() if at != name], {}, SECONDS)
+            if choice is None:
+                continue
+            chosen = next(job for job in left if job.id == choice.id)
+            assert not chosen.slot or chosen.slot != name or count == 1
+            seconds, dies = fates[starts]
+            starts += 1
+            runs[name] = (now + seconds, chosen, dies and not chosen.slot)
+            resident[name] = (chosen.group,)
+            left = [
+                overtaken_once(job, seconds) if job.number < chosen.number and job.person == chosen.person else job
+                for job in left
+                if job is not chosen
+            ]
+            assert all(job.overtaken <= overtakes for job in left)
+        assert runs, "a slot is busy, or takes a job"
+        now, name = min((run[0], name) for name, run in runs.items())
+        _, job, died = runs.pop(name)
+        if died:
+            left.append(replace(job, slot=name))
+        else:
+            ended.append(job.number)
+    assert sorted(ended) == list(range(len(asked)))
 
 
 def test_a_thousand_jobs_of_one_person_do_not_keep_four_others_waiting() -> None:

@@ -4,11 +4,12 @@ A *slot* is a device with its worker. Each free slot asks for its next job. The 
 
 1. People take turns. A person whose jobs were computed for ``lead`` seconds more than those of another person with work
    waits. So nobody with work is behind the others by more than ``lead`` seconds, and the jobs that ran then.
-2. Among a person's own jobs: a job is next when ``overtakes`` later ones started before it, or when later ones computed
-   for ``seconds`` while it waited. So at most ``overtakes`` of a person's later jobs overtake a job, over all slots
-   together. Else those with the highest priority come first, and of these the oldest (the window, ``WINDOW_FACTOR`` x
-   ``overtakes``) are candidates. If more were, old jobs would reach the bound sooner. They would then run in order of
-   arrival, often with a switch for each.
+2. Among a person's own jobs: a job is due when ``overtakes`` later ones started before it, or when later ones computed
+   for ``seconds`` while it waited. No slot starts a later job of the person before a due one. This also holds for a
+   slot that may not run the due one, because it failed there. So at most ``overtakes`` of a person's later jobs
+   overtake a job, over all slots together. If none is due, those with the highest priority come first. Of these, the
+   oldest are candidates (the window, ``WINDOW_FACTOR`` x ``overtakes``). With more candidates, old jobs would
+   become due sooner. They would then run in order of arrival, often with a switch for each.
 3. Of all candidates, one whose model the slot holds.
 4. Else the job that has waited longest, on the slot that has been free longest, because its model is wanted least. If
    another slot holds the job's model, this one takes it only if the predicted switch is quicker than waiting for that
@@ -110,11 +111,10 @@ def choose(
     ``leads``: by person, the seconds for which their jobs computed more than those of another one (:class:`Shares`).
     The same arguments always give the same choice.
     """
-    if others:
-        waiting = [job for job in waiting if job.slot != slot.name or not job.slot]
-    if not waiting:
+    runnable = {job.id for job in waiting if not (others and job.slot and job.slot == slot.name)}
+    if not runnable:
         return None
-    least = min(leads.get(job.person, 0.0) for job in waiting)
+    least = min(leads.get(job.person, 0.0) for job in waiting if job.id in runnable)
     jobs: dict[str, list[Waiting]] = {}
     for job in waiting:
         if leads.get(job.person, 0.0) - least <= limits.lead:
@@ -122,15 +122,17 @@ def choose(
     due: dict[str, str] = {}
     candidates: list[Waiting] = []
     for own in jobs.values():
-        # A job that overtakes one of a person's jobs also overtakes all older ones: the oldest has the highest counts.
-        oldest = min(own, key=lambda job: job.number)
-        if reason := _due(oldest, limits):
-            due[oldest.id] = reason
-            candidates.append(oldest)
-        else:
-            most = max(job.priority for job in own)
-            first = (job for job in own if job.priority == most)
-            candidates += heapq.nsmallest(_window(limits), first, key=lambda job: job.number)
+        # An older job does not overtake a later one. So the oldest of a person's due jobs is next, or one before it.
+        first_due = min((job for job in own if _due(job, limits)), key=lambda job: job.number, default=None)
+        if first_due is not None and first_due.id in runnable:
+            due[first_due.id] = _due(first_due, limits)
+            candidates.append(first_due)
+            continue
+        # If another slot has to run the due job, this one starts no later job of the person.
+        free = [job for job in own if job.id in runnable and (first_due is None or job.number < first_due.number)]
+        most = max((job.priority for job in free), default=0)
+        first = (job for job in free if job.priority == most)
+        candidates += heapq.nsmallest(_window(limits), first, key=lambda job: job.number)
     candidates.sort(key=lambda job: (leads.get(job.person, 0.0), job.number))
     rank = {group: number for number, group in reversed(list(enumerate(slot.resident)))}
     here = min((job for job in candidates if job.group in rank), key=lambda job: rank[job.group], default=None)
@@ -209,12 +211,12 @@ def overtaken_once(job: Waiting, seconds: float) -> Waiting:
     return replace(job, overtaken=job.overtaken + 1, delayed=job.delayed + seconds)
 
 
-def _due(oldest: Waiting, limits: OvertakeLimits) -> str:
-    """Return why a person's oldest job is their next one; "" if another may be."""
-    if oldest.overtaken >= limits.overtakes:
-        return f"{oldest.overtaken} later jobs overtook it, and no more may"
-    if oldest.delayed >= limits.seconds:
-        return f"later jobs delayed it by {oldest.delayed:.0f} s, and no more may"
+def _due(job: Waiting, limits: OvertakeLimits) -> str:
+    """Return why no later job of the same person may start before a job; "" if one may."""
+    if job.overtaken >= limits.overtakes:
+        return f"{job.overtaken} later jobs overtook it, and no more may"
+    if job.delayed >= limits.seconds:
+        return f"later jobs delayed it by {job.delayed:.0f} s, and no more may"
     return ""
 
 
