@@ -152,6 +152,16 @@ def test_input_images_come_with_the_job(served: tuple[Catalog, FileServer, httpx
     assert node.catalog.inputs.stored_digest(digest) == digest
 
 
+def test_a_slot_that_has_its_files_does_not_wait_for_another_that_fetches(
+    served: tuple[Catalog, FileServer, httpx.Client], node: NodeFiles
+) -> None:
+    needed = needs(*served[:2])
+    node.ensure(needed)
+    other = NodeFiles(node._root, served[2], GB, shared=False)
+    with ThreadPoolExecutor(1) as slot, node._lock:
+        slot.submit(other.ensure, needed).result(30)
+
+
 def test_two_slots_of_a_machine_fetch_a_file_once(
     served: tuple[Catalog, FileServer, httpx.Client], node: NodeFiles
 ) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -19,7 +24,7 @@ from safelight.errors import InputError, StorageError, UnreadableFileError
 from safelight.queue.copying import copy_database
 from safelight.queue.database import Database
 from safelight.queue.database_file import open_file
-from safelight.queue.database_server import open_server
+from safelight.queue.database_server import END_OWN, WRITERS, open_server
 from safelight.queue.person import Person
 from safelight.queue.stored_image import ImageChange, ImageFilter, StoredImage
 from safelight.queue.tables import Table
@@ -166,6 +171,74 @@ def test_after_a_restart_of_postgresql_only_one_server_writes(tmp_path: Path) ->
         for one in (first, second):
             one.close()
         cluster.close()
+
+
+@contextlib.contextmanager
+def lost(database: Database) -> Generator[None]:
+    """Break the connection of a claim on this side only, as a network does. PostgreSQL sees nothing of it."""
+    claim: Any = database._claim
+    fd = claim._connection.connection.driver_connection.fileno()
+    kept, (dead, other) = os.dup(fd), socket.socketpair()
+    other.close()
+    os.dup2(dead.fileno(), fd)
+    try:
+        yield
+    finally:
+        os.close(kept)
+        dead.close()
+
+
+def test_a_claim_whose_connection_is_lost_on_one_side_is_taken_again(
+    url: str, database: Database, tmp_path: Path
+) -> None:
+    database.claim()
+    with lost(database):
+        assert database.accept(made_up(Request("x", "m"), "d"))
+        other = Database(tmp_path, url=url)
+        with pytest.raises(InputError, match="another Safelight server uses"):
+            other.claim()
+        other.close()
+
+
+def test_a_write_that_waits_while_another_server_claims_the_database_is_refused(
+    url: str, database: Database, tmp_path: Path
+) -> None:
+    other = Database(tmp_path, url=url)
+    database.claim()
+    claim: Any = database._claim
+    with other.sql.engine.connect() as writer, ThreadPoolExecutor(1) as pool:
+        writer.execute(text(f"SELECT pg_advisory_xact_lock({WRITERS})"))
+        writes = pool.submit(database.accept, made_up(Request("x", "m"), "d"))
+        with other.sql.engine.connect() as watch:
+            while not watch.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar():
+                time.sleep(0.01)
+            watch.execute(text(END_OWN), claim._backend)
+        other.claim()
+        writer.rollback()
+        with pytest.raises(StorageError, match="another Safelight server claimed it"):
+            writes.result(30)
+    assert other.jobs() == []
+    other.close()
+
+
+def test_a_closed_database_claims_nothing(url: str, tmp_path: Path) -> None:
+    first, second = Database(tmp_path, url=url), Database(tmp_path, url=url)
+    first.claim()
+    first.close()
+    with pytest.raises(StorageError, match="is closed"):
+        first.accept(made_up(Request("x", "m"), "d"))
+    second.claim()
+    second.close()
+
+
+def test_a_database_that_a_server_uses_is_not_migrated(url: str, database: Database, tmp_path: Path) -> None:
+    database.claim()
+    with database.sql.session() as session, session.begin():
+        session.execute(text("UPDATE alembic_version SET version_num = '0006'"))
+    with pytest.raises(UnreadableFileError, match="a server may be using it"):
+        Database(tmp_path, url=url)
+    with database.sql.session() as session:
+        assert session.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0006"
 
 
 def test_a_database_is_copied_there_and_back(url: str, tmp_path: Path) -> None:

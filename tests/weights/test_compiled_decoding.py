@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from safelight import extras
 from safelight.files.blocks import BLOCKS
 from safelight.files.header import Packing
 from safelight.weights import compiled_decoding
-from safelight.weights.block_decoding import decoding_of
+from safelight.weights.block_decoding import decoding_of, dequantise
 from safelight.weights.compiled_decoding import FORMS, compiled_for
+from safelight.weights.manifest import ManifestTensor
 from safelight.weights.packed_decoding import LARGE_SCALE
 
 if "compiled" not in extras.installed():
@@ -65,6 +68,17 @@ def test_nothing_else_is_written_wherever_the_numbers_begin(form: str, skipped: 
     compiled(raw, around[skipped : skipped + count], scale=1.0)
     assert torch.equal(around[skipped : skipped + count], right.bfloat16())
     assert (torch.cat([around[:skipped], around[skipped + count :]]) == -7).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_tensor_without_numbers(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        tensor = ManifestTensor("w", "Q8_0", (0,), Path(), 0, 0, False, "")
+        dequantise(tensor, torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.bfloat16))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_ties_are_rounded_to_even() -> None:

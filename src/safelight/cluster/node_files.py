@@ -6,6 +6,7 @@ wrong here is an error, and never another image. No torch.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -60,6 +61,11 @@ class NodeFiles:
             if not self.catalog.inputs.stored_digest(digest):
                 self.catalog.inputs.store("image", data)
         keep = {record.digest for record in needed.records}
+        if all(self._is_here(record) for record in needed.records):
+            # Another slot may hold the lock for as long as it fetches other files.
+            for record in needed.records:
+                self._touch(record)
+            return
         # Another slot of this machine may need the same file. It waits, and then finds the file.
         with self._lock:
             for record in needed.records:
@@ -140,9 +146,8 @@ class NodeFiles:
         return self._cache / record.digest[:32]
 
     def _touch(self, record: NeededRecord) -> None:
-        place = self._place(record)
-        if place.exists():
-            os.utime(place)
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._place(record))
 
     def _make_room(self, size: int, keep: set[str]) -> None:
         """Remove the copies that were used least recently until a file fits.

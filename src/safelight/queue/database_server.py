@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,6 +26,22 @@ CONNECTIONS, MORE_CONNECTIONS = 5, 60
 
 CONNECT_SECONDS = 10
 
+NETWORK = {
+    "connect_timeout": CONNECT_SECONDS,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""Parameters of libpq: a connection whose other side is silent is lost after half a minute, not after hours."""
+
+END_SECONDS = 5.0
+"""Seconds until a connection that was told to end has given its lock back."""
+
+OWN = "SELECT pid, backend_start AS start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+END_OWN = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid AND backend_start = :start"
+"""Names PostgreSQL's process of this connection, and ends the one that was named so."""
+
 
 def open_server(url: str, *, migrate: bool = True) -> SqlDatabase:
     """Connect to a database of PostgreSQL. This creates its tables, or migrates them to this version.
@@ -46,7 +63,7 @@ def open_server(url: str, *, migrate: bool = True) -> SqlDatabase:
     place = Path(f"PostgreSQL at {parsed.host or 'localhost'}/{parsed.database or ''}")
     engine = create_engine(
         parsed.set(drivername="postgresql+psycopg"),
-        connect_args={"connect_timeout": CONNECT_SECONDS},
+        connect_args=NETWORK,
         pool_size=CONNECTIONS,
         max_overflow=MORE_CONNECTIONS,
         # A connection may have ended while nobody used it, for example because the server was started again.
@@ -79,15 +96,20 @@ class Claim:
         self._engine, self._place = database.engine, database.place
         self._lock = Lock()
         self._connection: Connection | None = None
+        self._backend: dict[str, Any] | None = None
+        self._closed = False
         if not self._take():
             raise InputError(f"another Safelight server uses {self._place}; stop it, or name another database")
 
     def check(self) -> None:
         """Take the claim again if it was lost with its connection, for example because PostgreSQL was started again.
 
-        Raises StorageError if another Safelight server has it now, and OperationalError if PostgreSQL does not answer.
+        Raises StorageError if another Safelight server has it now, or this claim was given back. Raises
+        OperationalError if PostgreSQL does not answer.
         """
         with self._lock:
+            if self._closed:
+                raise StorageError(self._place, "is closed")
             if not self._is_held() and not self._take():
                 raise StorageError(
                     self._place,
@@ -97,6 +119,7 @@ class Claim:
     def close(self) -> None:
         """Give the claim back."""
         with self._lock:
+            self._closed = True
             self._drop()
 
     def _is_held(self) -> bool:
@@ -112,11 +135,25 @@ class Claim:
 
     def _take(self) -> bool:
         connection = self._engine.connect()
-        if connection.execute(text(f"SELECT pg_try_advisory_lock({SERVER})")).scalar():
-            # The lock belongs to the connection; its transaction may end.
-            connection.commit()
-            self._connection = connection
-            return True
+        try:
+            # PostgreSQL may not know yet that the earlier claim's connection is lost. Then that still has the lock.
+            ended = self._backend is not None and connection.execute(text(END_OWN), self._backend).scalar()
+            until = time.monotonic() + (END_SECONDS if ended else 0.0)
+            while not (taken := connection.execute(text(f"SELECT pg_try_advisory_lock({SERVER})")).scalar()):
+                if time.monotonic() >= until:
+                    break
+                time.sleep(0.05)
+            if taken:
+                self._backend = dict(connection.execute(text(OWN)).mappings().one())
+                # The lock belongs to the connection; its transaction may end.
+                connection.commit()
+                self._connection = connection
+                return True
+        except BaseException:
+            # It may have the lock.
+            connection.invalidate()
+            connection.close()
+            raise
         connection.close()
         return False
 
@@ -129,8 +166,11 @@ class Claim:
 
 
 def _bring_up_to_date(connection: Connection, place: Path, migrate: bool) -> None:
-    if revision_of(connection) is not None:
-        migrate_to_newest(connection, place, migrate)
+    at = revision_of(connection)
+    if at is not None:
+        # A server that uses it, perhaps with another root, has the lock.
+        free = at == revisions()[1] or connection.execute(text(f"SELECT pg_try_advisory_xact_lock({SERVER})")).scalar()
+        migrate_to_newest(connection, place, migrate and bool(free))
         return
     # Earlier revisions were for SQLite alone.
     Table.metadata.create_all(connection)

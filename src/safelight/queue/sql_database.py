@@ -29,7 +29,7 @@ class SqlDatabase:
     def __init__(self, engine: Engine, place: Path, texts: TextIndex, begin: str) -> None:
         self.engine, self.place, self.texts, self._begin = engine, place, texts, begin
         self.before_writing: Callable[[], None] = lambda: None
-        """Is called before each transaction that writes; if it raises, nothing is written."""
+        """Is called in each transaction that writes, before its first change; if it raises, nothing is written."""
 
     def close(self) -> None:
         """Close all connections."""
@@ -61,11 +61,11 @@ class SqlDatabase:
 
         Raises the errors of :meth:`session`.
         """
-        with self.session() as session:
+        with self.session() as session, session.begin():
+            session.execute(text(self._begin))
+            # It waited for others who write. Who claims the database from now on writes after this transaction.
             self.before_writing()
-            with session.begin():
-                session.execute(text(self._begin))
-                yield session
+            yield session
 
 
 def revisions() -> tuple[Config, str, frozenset[str]]:

@@ -106,7 +106,7 @@ def dequantise(tensor: ManifestTensor, raw: torch.Tensor, out: torch.Tensor) -> 
             compiled(raw[first * nbytes : end * nbytes], flat[first * elements : end * elements])
 
     threads = torch.get_num_threads() if raw.device.type == "cpu" else 1
-    if threads == 1:
+    if threads == 1 or not total:
         decode_range(0, total)
         return
     # Each thread computes alone. torch's own threads would share each of many small operations, which is slower

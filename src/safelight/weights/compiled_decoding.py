@@ -72,8 +72,7 @@ def _on_gpu(form: str, place: torch.device) -> Compiled | None:
 def _on_cpu(form: str) -> Compiled | None:
     if "compiled" not in extras.installed():
         return None
-    from safelight.weights.decoding_kernels import KERNELS
-    from safelight.weights.past_cache import ALIGNMENT, finish
+    from safelight.weights.decoding_kernels import ALIGNMENT, KERNELS, finish
 
     kernel, block = KERNELS[form], BLOCKS.get(form)
 
