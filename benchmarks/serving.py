@@ -6,7 +6,8 @@ every 20 ms. Then, on a quiet server: seconds from the first step to its preview
 worker to the model in the next one, with a starter and, with ``--full``, a checkpoint of SD 1.5's size
 (``benchmarks/checkpoints.py``).
 
-``--slots 1 2 4 --cluster``: the crowd alone, on so many simulated slots, and on one slot by Ray. Predicted before the
+``--slots 1 2 4 --cluster``: the crowd, on so many simulated slots, and on one slot by Ray; then as many jobs of one
+client that hardly asks, so that the CPU is that of the jobs. Predicted before the
 first run: 6 ms of the server's CPU for a job without its clients' questions, the same with more slots, and 3 ms more by
 Ray, which sends each message through another process.
 
@@ -86,6 +87,28 @@ def crowd(server: Server, requests: int, label: str) -> None:
     print(f"| p99 | {waits[int(len(waits) * 0.99)] * 1e3:.1f} |", flush=True)
 
 
+def alone(server: Server, jobs: int) -> None:
+    """Print what the server's process spends on a job while one client only asks once a second whether all are done."""
+    asked = {"prompt": "x", "model": "starter-noto", "steps": 1, "width": 8, "height": 8}
+    process = psutil.Process(server.process.pid)
+    with server.client() as client:
+
+        def count() -> int:
+            return int(client.get("/api/v1/images/count").json()["count"])
+
+        before, start = count(), process.cpu_times()
+        for number in range(jobs):
+            client.post("/api/v1/generate", json={**asked, "seed": number}).raise_for_status()
+        queued = process.cpu_times()
+        while count() < before + jobs:
+            time.sleep(1.0)
+    end = process.cpu_times()
+    posted = (queued.user + queued.system - start.user - start.system) * 1e3 / jobs
+    spent = (end.user + end.system - start.user - start.system) * 1e3 / jobs
+    print(f"| one client: CPU of the server's process for each job, ms | {spent:.1f} |")
+    print(f"| of this until all are queued, ms | {posted:.1f} |", flush=True)
+
+
 def first_step(server: Server, model: str, size: int, job: str) -> float:
     """The time at which a client hears of the job's first step."""
     with server.client() as client, client.stream("GET", "/api/v1/events", params={"job": job}) as stream:
@@ -147,6 +170,7 @@ def slots(counts: list[int], cluster: bool, requests: int) -> None:
             with serving(Path(root)) as server:
                 until_ready(server, count)
                 crowd(server, requests, f"{count} simulated slots")
+                alone(server, requests)
     if cluster:
         from support.ray_cluster import Machines
 
@@ -157,6 +181,7 @@ def slots(counts: list[int], cluster: bool, requests: int) -> None:
                 with serving(Path(folder) / "server", "--cluster", machines.address, real=True) as server:
                     until_ready(server, 1)
                     crowd(server, requests, "one slot by Ray")
+                    alone(server, requests)
             finally:
                 machines.close()
 

@@ -83,6 +83,7 @@ class Queue:
         images, stopping = ImageStore(self.database, Gallery(folder), self.events), threading.Event()
 
         choosing = Choosing(self.database, OvertakeLimits())
+        self.upcoming = lambda: choosing.upcoming("slot:0")
 
         def slot(place: int) -> Slot:
             name = f"slot:{place}"

@@ -127,6 +127,40 @@ def test_a_job_is_cancelled_while_its_worker_still_starts(tmp_path: Path) -> Non
     queue.dispatcher.stop(0)
 
 
+def test_a_worker_is_told_the_models_of_the_next_jobs_and_the_queue_is_read_again_only_if_it_changed(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, ...]] = []
+    reads = 0
+    waiting = queue.database.waiting
+
+    def counted(candidates: int) -> Any:
+        nonlocal reads
+        reads += 1
+        return waiting(candidates)
+
+    def looks(wanted: Generate) -> Generator[FromWorker]:
+        # The job has asked once, for its message.
+        seen.append(wanted.upcoming)
+        before = reads
+        assert queue.upcoming() == wanted.upcoming
+        assert reads == before
+        [more] = queue.dispatcher.accept(made_up(Request("x", "c"), "c"))
+        seen.append(queue.upcoming())
+        queue.dispatcher.cancel(more.id)
+        seen.append(queue.upcoming())
+        queue.supervisor.script = done
+        yield from done(wanted)
+
+    queue.supervisor.script = looks
+    queue.dispatcher.accept(*(made_up(Request("x", name), name) for name in ("a", "a", "b")))
+    last = queue.database.jobs()[0]
+    monkeypatch.setattr(queue.database, "waiting", counted)
+    queue.dispatcher.start()
+    assert queue.ended(last).state == "done"
+    assert seen == [("a", "b"), ("a", "b", "c"), ("a", "b")]
+
+
 def test_several_are_queued_or_none(queue: Queue) -> None:
     queue.accept()
     wanted = made_up(Request("x", "starter-noto"), "d")

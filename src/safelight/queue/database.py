@@ -160,12 +160,15 @@ class Database:
             JobRow.person,
             JobRow.slot,
         )
-        orders = ((JobRow.number,), (JobRow.priority.desc(), JobRow.number))
+        by_age, by_priority = (JobRow.number,), (JobRow.priority.desc(), JobRow.number)
+        lowest, highest = func.min(JobRow.priority), func.max(JobRow.priority)
+        people = select(JobRow.person, lowest, highest).where(JobRow.state == "queued").group_by(JobRow.person)
         found: set[Waiting] = set()
         with self._file.session() as session:
-            for person in session.scalars(select(JobRow.person).where(JobRow.state == "queued").distinct()).all():
+            for person, least, most in session.execute(people).tuples().all():
                 own = select(*columns).where(JobRow.state == "queued", JobRow.person == person).limit(candidates)
-                for by in orders:
+                # If all priorities are equal, both orders are the same.
+                for by in (by_age,) if least == most else (by_age, by_priority):
                     rows: Sequence[Any] = session.execute(own.order_by(*by)).all()
                     found |= {Waiting(*row) for row in rows}
         return sorted(found, key=lambda job: job.number)

@@ -6,6 +6,7 @@ import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import count
 
 from safelight.queue import order
 from safelight.queue.database import Database
@@ -52,6 +53,9 @@ class Choosing:
         self._shares = shares or Shares()
         self._job_seconds: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._versions = count(1)
+        self._version = 0
+        self._ahead: dict[str, tuple[int, tuple[str, ...]]] = {}
         self.slots: Sequence[Slot] = ()
         self.paused = False
 
@@ -59,7 +63,7 @@ class Choosing:
         """Choose a slot's next job and start it. None if there is none for it."""
         with self._lock:
             while not (self.paused or slot.draining or slot.supervisor.problem):
-                waiting = self._database.waiting(order.candidates_needed(self._limits, 1))
+                waiting = self._waiting(1)
                 if not waiting:
                     return None
                 others = [self._view(other) for other in self.slots if other is not slot and other.takes_jobs]
@@ -71,6 +75,7 @@ class Choosing:
                 if job is None:
                     # It was cancelled meanwhile.
                     continue
+                self.queue_changed()
                 if here.resident[:1] != (job.group,):
                     slot.switches += 1
                 slot.charged = self._seconds_of(job.group)
@@ -102,17 +107,39 @@ class Choosing:
 
     def in_order(self, limit: int) -> list[tuple[order.Choice, str]]:
         """Return the first ``limit`` waiting jobs in the order in which they will start, each with its slot."""
-        slots = [self._view(slot) for slot in self.slots if slot.takes_jobs] or [SlotView()]
-        waiting = self._database.waiting(order.candidates_needed(self._limits, limit))
-        with self._lock:
-            leads = self._leads(waiting)
-        return order.in_order(waiting, slots, self._limits, limit, leads, self._costs())
+        return self._in_order(self._waiting(limit), limit)
+
+    def queue_changed(self) -> None:
+        """Note that jobs came or went, so that :meth:`upcoming` looks at the queue again."""
+        self._version = next(self._versions)
 
     def upcoming(self, slot: str) -> tuple[str, ...]:
         """The models of the next jobs of a slot, the soonest first."""
-        ids = [choice.id for choice, name in self.in_order(UPCOMING_JOBS_SCANNED) if name in (slot, "")]
-        jobs = self._database.jobs_of(ids)
-        return tuple(dict.fromkeys(jobs[one].request.model for one in ids if one in jobs))[:MAX_UPCOMING_MODELS]
+        # A job asks twice: when it starts and at its first step.
+        version = self._version
+        if self._ahead.get(slot, (None,))[0] != version:
+            self._ahead[slot] = version, self._find_upcoming(slot)
+        return self._ahead[slot][1]
+
+    def _find_upcoming(self, slot: str) -> tuple[str, ...]:
+        waiting = self._waiting(UPCOMING_JOBS_SCANNED)
+        groups = {job.id: job.group for job in waiting}
+        # To read a job takes longer than to order the queue. So only one job of each group is read.
+        first: dict[str, str] = {}
+        for choice, name in self._in_order(waiting, UPCOMING_JOBS_SCANNED):
+            if name in (slot, "") and len(first) < MAX_UPCOMING_MODELS:
+                first.setdefault(groups[choice.id], choice.id)
+        jobs = self._database.jobs_of(list(first.values()))
+        return tuple(dict.fromkeys(jobs[one].request.model for one in first.values() if one in jobs))
+
+    def _waiting(self, limit: int) -> list[Waiting]:
+        return self._database.waiting(order.candidates_needed(self._limits, limit))
+
+    def _in_order(self, waiting: Sequence[Waiting], limit: int) -> list[tuple[order.Choice, str]]:
+        slots = [self._view(slot) for slot in self.slots if slot.takes_jobs] or [SlotView()]
+        with self._lock:
+            leads = self._leads(waiting)
+        return order.in_order(waiting, slots, self._limits, limit, leads, self._costs())
 
     def _view(self, slot: Slot) -> SlotView:
         return slot.view(self._seconds_of)

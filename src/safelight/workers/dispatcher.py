@@ -127,6 +127,7 @@ class Dispatcher:
     def cancel(self, job_id: str) -> bool:
         """Cancel a job; a running one stops at its next step. Returns whether it was queued or running."""
         if self._database.end(job_id, "cancelled", "cancelled while it waited", was=("queued",)):
+            self._choosing.queue_changed()
             tell_job(job_id, self._database, self._events)
             return True
         job = self._database.job(job_id)
@@ -191,6 +192,7 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Let all free slots ask for a job."""
+        self._choosing.queue_changed()
         with self._changed:
             self._news = dict.fromkeys(self._news, True)
             self._changed.notify_all()
