@@ -34,6 +34,27 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "no later job before a due one, whatever slot asks",
+        "queue/order.py",
+        "(first_due is None or job.number < first_due.number)",
+        "True",
+        "tests/queue/test_order.py::test_the_bounds_hold_when_workers_die_and_jobs_are_tried_again",
+    ),
+    Mutant(
+        "a document that changed is read again",
+        "queue/documents.py",
+        "if known is not None and known[0] == document:",
+        "if known is not None:",
+        "tests/queue/test_documents.py",
+    ),
+    Mutant(
+        "the queue is looked at again when it changed",
+        "workers/choosing.py",
+        "        self._version = next(self._versions)\n",
+        "",
+        "tests/workers/test_dispatcher.py",
+    ),
+    Mutant(
         "claim of a server on PostgreSQL's database after a restart",
         "queue/database.py",
         "            self._file.before_writing = self._claim.check\n",
@@ -770,7 +791,7 @@ MUTANTS = (
     ),
     Mutant(
         "a stored request that cannot be read fails alone",
-        "queue/database.py",
+        "queue/documents.py",
         "    except (SafelightError, KeyError, TypeError, ValueError, AttributeError) as error:\n",
         "    except ZeroDivisionError as error:\n",
         "tests/queue/test_database.py::test_a_request_that_cannot_be_read_is_a_job_that_says_so",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import func, select, update
 
-from safelight.errors import InputError, RequestError, SafelightError
+from safelight.errors import InputError
+from safelight.queue import documents
 from safelight.queue.audit_table import AuditTable
 from safelight.queue.board_table import BoardTable
 from safelight.queue.database_file import open_file
@@ -28,9 +28,7 @@ from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import StoredImage
 from safelight.queue.tables import ImageRow, JobRow, PersonRow
 from safelight.request.input_pictures import PICTURE_FIELDS, PICTURE_LISTS
-from safelight.request.job import Job, is_resolved
-from safelight.request.schema import Request
-from safelight.request.stored import read_request
+from safelight.request.job import Job
 
 
 class Database:
@@ -301,7 +299,7 @@ def recover(database: Database) -> None:
 
 
 def _job(row: JobRow) -> QueuedJob:
-    request, job, unreadable = _read(row.document)
+    request, job, unreadable = documents.read(row.id, row.document)
     return QueuedJob(
         id=row.id,
         number=row.number,
@@ -324,24 +322,3 @@ def _job(row: JobRow) -> QueuedJob:
         failure=row.failure,  # pyright: ignore[reportArgumentType]
         unreadable=unreadable,
     )
-
-
-def _read(document: Mapping[str, Any]) -> tuple[Request, Job | None, str]:
-    """Return (the request, the job, ""), or (a stand-in with prompt and model, None, why this version cannot read it).
-
-    This version cannot read a job of a newer version, or one with a value that is no longer allowed. The job of a
-    version that stored only requests is None.
-    """
-    try:
-        if is_resolved(document):
-            job = Job.from_json(document)
-            return job.request, job, ""
-        return read_request(document["request"], document["version"]), None, ""
-    except (SafelightError, KeyError, TypeError, ValueError, AttributeError) as error:
-        stored: Any = document.get("request")
-        known = cast("Mapping[str, Any]", stored) if isinstance(stored, Mapping) else {}
-        prompt, model = (known.get(name) for name in ("prompt", "model"))
-        why = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
-        with contextlib.suppress(RequestError):
-            return Request(str(prompt or ""), str(model or "")), None, why
-        return Request("", ""), None, why

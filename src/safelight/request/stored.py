@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, cast
 
 from safelight.errors import RequestError
@@ -27,5 +28,9 @@ def read_request(stored: Any, version: int = VERSION) -> Request:
     missing = next((name for name, field in fields.items() if field.required and name not in given), None)
     if missing is not None:
         raise RequestError(missing, None, "is missing")
-    defaults = {name: field.default_in(version) for name, field in fields.items() if not field.required}
-    return Request(**{**defaults, **given})
+    return Request(**{**_defaults(version), **given})
+
+
+@cache
+def _defaults(version: int) -> Mapping[str, Any]:
+    return {name: field.default_in(version) for name, field in fields_of(Request).items() if not field.required}
