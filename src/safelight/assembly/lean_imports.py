@@ -14,6 +14,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+import torch
+
 COMPILER = "torch._dynamo"
 """PyTorch's compiler. Safelight compiles no model: compiled code may round differently."""
 
@@ -32,19 +34,23 @@ _MARKERS = frozenset({"allow_in_graph", "assume_constant_result", "disable"})
 
 @contextmanager
 def lean_imports() -> Generator[None]:
-    """Within the context, imports do not load the modules above.
+    """Within the context, imports do not load the modules above, nor torch's modules for several machines.
 
-    After the context, the first lookup in them does. Until then the compiler's decorators return their function as it
-    is: nobody compiles it.
+    After the context, the first lookup in the modules above loads them. Until then the compiler's decorators return
+    their function as it is: nobody compiles it. For transformers, torch cannot use several machines in this process:
+    it asks once.
 
     Call it only in Safelight's own processes: a host process may compile diffusers' models.
     """
     postponed = [
         module for module in map(_postpone, (COMPILER, STATISTICS, INTEGRATION, OPTIMIZATION)) if module is not None
     ]
+    has_distributed = torch.distributed.is_available
+    torch.distributed.is_available = lambda: False
     try:
         yield
     finally:
+        torch.distributed.is_available = has_distributed
         for module in postponed:
             module.may_load()
 
