@@ -87,7 +87,7 @@ def crowd(server: Server, requests: int, label: str) -> None:
     print(f"| p99 | {waits[int(len(waits) * 0.99)] * 1e3:.1f} |", flush=True)
 
 
-def alone(server: Server, jobs: int) -> None:
+def alone(server: Server, jobs: int, label: str) -> None:
     """Print what the server's process spends on a job while one client only asks once a second whether all are done."""
     asked = {"prompt": "x", "model": "starter-noto", "steps": 1, "width": 8, "height": 8}
     process = psutil.Process(server.process.pid)
@@ -96,6 +96,9 @@ def alone(server: Server, jobs: int) -> None:
         def count() -> int:
             return int(client.get("/api/v1/images/count").json()["count"])
 
+        # The first jobs load the model.
+        for _ in range(4):
+            ended(client, client.post("/api/v1/generate", json=asked).json()["id"], 300)
         before, start = count(), process.cpu_times()
         for number in range(jobs):
             client.post("/api/v1/generate", json={**asked, "seed": number}).raise_for_status()
@@ -105,7 +108,7 @@ def alone(server: Server, jobs: int) -> None:
     end = process.cpu_times()
     posted = (queued.user + queued.system - start.user - start.system) * 1e3 / jobs
     spent = (end.user + end.system - start.user - start.system) * 1e3 / jobs
-    print(f"| one client: CPU of the server's process for each job, ms | {spent:.1f} |")
+    print(f"| {label}, one client, {jobs} jobs: CPU of the server's process for each job, ms | {spent:.1f} |")
     print(f"| of this until all are queued, ms | {posted:.1f} |", flush=True)
 
 
@@ -162,15 +165,16 @@ def preview(server: Server) -> None:
     print(f"| from the first step to its preview, s | {statistics.median(waits):.3f} |", flush=True)
 
 
-def slots(counts: list[int], cluster: bool, requests: int) -> None:
-    """The crowd on several simulated slots, and on a slot of a Ray cluster on this machine."""
+def slots(counts: list[int], cluster: bool, requests: int, with_crowd: bool) -> None:
+    """The crowd and one client, on several simulated slots, and on a slot of a Ray cluster on this machine."""
     for count in counts:
         with tempfile.TemporaryDirectory() as root:
             (Path(root) / "safelight.yaml").write_text(f"devices: [simulated:{count}]\nthreads: 2\n")
             with serving(Path(root)) as server:
                 until_ready(server, count)
-                crowd(server, requests, f"{count} simulated slots")
-                alone(server, requests)
+                if with_crowd:
+                    crowd(server, requests, f"{count} simulated slots")
+                alone(server, requests, f"{count} simulated slots")
     if cluster:
         from support.ray_cluster import Machines
 
@@ -180,8 +184,9 @@ def slots(counts: list[int], cluster: bool, requests: int) -> None:
             try:
                 with serving(Path(folder) / "server", "--cluster", machines.address, real=True) as server:
                     until_ready(server, 1)
-                    crowd(server, requests, "one slot by Ray")
-                    alone(server, requests)
+                    if with_crowd:
+                        crowd(server, requests, "one slot by Ray")
+                    alone(server, requests, "one slot by Ray")
             finally:
                 machines.close()
 
@@ -206,7 +211,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| what | |\n|---|---|")
     if arguments.slots or arguments.cluster:
-        slots(arguments.slots, arguments.cluster, arguments.requests)
+        slots(arguments.slots, arguments.cluster, arguments.requests, not arguments.no_crowd)
         return
     with tempfile.TemporaryDirectory() as root, serving(Path(root), spare=True) as server:
         server.ready()
