@@ -49,7 +49,7 @@ class Written:
 
     ``nbytes``: of the file.
     ``quantised``: how many tensors are quantised.
-    ``error``: the root mean square of the weights' errors by that of the weights.
+    ``error``: the root mean square of the weights' errors, divided by that of the weights.
     """
 
     path: Path

@@ -55,7 +55,7 @@ class Quantiser:
 
     @property
     def error(self) -> float:
-        """The root mean square of the quantised weights' errors by that of the weights."""
+        """The root mean square of the quantised weights' errors, divided by that of the weights."""
         return math.sqrt(self._errors / self._squares) if self._squares else 0.0
 
     def in_blocks(self, form: str) -> Iterator[TensorInfo]:
