@@ -53,7 +53,7 @@ test-all: lint $(WRITERS) ## every case of every matrix, and longer sequences
 	TEST_SCALE=all $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof" --durations=20 --no-header -q
 
 postgres: $(STAMP) ## the tests of servers, with PostgreSQL in place of SQLite
-	SAFELIGHT_TEST_POSTGRES=1 $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof and not full and not sqlite" tests/server tests/clients tests/assembly/test_backup.py --no-header -q
+	SAFELIGHT_TEST_POSTGRES=1 $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof and not full and not sqlite" tests/server tests/clients --no-header -q
 
 test-oldest: ## the core of the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 	sh tools/test_oldest.sh
