@@ -7,9 +7,9 @@ worker to the model in the next one, with a starter and, with ``--full``, a chec
 (``benchmarks/checkpoints.py``).
 
 ``--slots 1 2 4 --cluster``: the crowd, on so many simulated slots, and on one slot by Ray; then as many jobs of one
-client that hardly asks, so that the CPU is that of the jobs. Predicted before the
-first run: 6 ms of the server's CPU for a job without its clients' questions, the same with more slots, and 3 ms more by
-Ray, which sends each message through another process.
+client that hardly asks, so that the CPU is that of the jobs. Predicted before the first run: 6 ms of the server's CPU
+for a job without its clients' questions, the same with more slots, and 3 ms more by Ray, which sends each message
+through another process.
 
 Predicted before the first run: about 30 requests a second (each writes two files and five rows); p50 10 ms, p99 100
 ms, as the server's threads take turns; a preview within 0.1 s; a starter within 0.5 s of the death, SD 1.5's size
@@ -39,10 +39,12 @@ from support.serving import Server, ended, serving  # noqa: E402
 
 CLIENTS, REQUESTS = 100, 2000
 
+SMALLEST = {"prompt": "x", "model": "starter-noto", "steps": 1, "width": 8, "height": 8}
+"""The smallest request."""
+
 
 def crowd(server: Server, requests: int, label: str) -> None:
     """Let 100 clients queue requests, and print what it took."""
-    asked = {"prompt": "x", "model": "starter-noto", "steps": 1, "width": 8, "height": 8}
     over = threading.Event()
     waits: list[float] = []
 
@@ -58,7 +60,7 @@ def crowd(server: Server, requests: int, label: str) -> None:
         with server.client() as client:
             made = []
             for turn in range(requests // CLIENTS):
-                answer = client.post("/api/v1/generate", json={**asked, "seed": number * 100 + turn})
+                answer = client.post("/api/v1/generate", json={**SMALLEST, "seed": number * 100 + turn})
                 assert answer.status_code == 202, answer.text
                 made.append(answer.json()["id"])
             states = [ended(client, job, 900, every=1.0)["state"] for job in made]
@@ -89,7 +91,6 @@ def crowd(server: Server, requests: int, label: str) -> None:
 
 def alone(server: Server, jobs: int, label: str) -> None:
     """Print what the server's process spends on a job while one client only asks once a second whether all are done."""
-    asked = {"prompt": "x", "model": "starter-noto", "steps": 1, "width": 8, "height": 8}
     process = psutil.Process(server.process.pid)
     with server.client() as client:
 
@@ -98,10 +99,10 @@ def alone(server: Server, jobs: int, label: str) -> None:
 
         # The first jobs load the model.
         for _ in range(4):
-            ended(client, client.post("/api/v1/generate", json=asked).json()["id"], 300)
+            ended(client, client.post("/api/v1/generate", json=SMALLEST).json()["id"], 300)
         before, start = count(), process.cpu_times()
         for number in range(jobs):
-            client.post("/api/v1/generate", json={**asked, "seed": number}).raise_for_status()
+            client.post("/api/v1/generate", json={**SMALLEST, "seed": number}).raise_for_status()
         queued = process.cpu_times()
         while count() < before + jobs:
             time.sleep(1.0)

@@ -34,6 +34,42 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "a lost connection of this server gives its claim back",
+        "queue/database_server.py",
+        "ended = self._backend is not None and connection.execute(text(END_OWN), self._backend).scalar()",
+        "ended = False",
+        "tests/queue/test_postgres.py::test_a_claim_whose_connection_is_lost_on_one_side_is_taken_again",
+    ),
+    Mutant(
+        "the claim is checked after the wait for others who write",
+        "queue/sql_database.py",
+        "        with self.session() as session, session.begin():\n            session.execute(text(self._begin))\n",
+        "        self.before_writing()\n        with self.session() as session, session.begin():\n"
+        "            session.execute(text(self._begin))\n            yield session\n            return\n",
+        "tests/queue/test_postgres.py::test_a_write_that_waits_while_another_server_claims_the_database_is_refused",
+    ),
+    Mutant(
+        "a closed database claims nothing",
+        "queue/database_server.py",
+        "            self._closed = True\n",
+        "",
+        "tests/queue/test_postgres.py::test_a_closed_database_claims_nothing",
+    ),
+    Mutant(
+        "a database in use is not migrated",
+        "queue/database_server.py",
+        "migrate and bool(free)",
+        "migrate",
+        "tests/queue/test_postgres.py::test_a_database_that_a_server_uses_is_not_migrated",
+    ),
+    Mutant(
+        "own processes import no modules for several machines",
+        "assembly/lean_imports.py",
+        "    torch.distributed.is_available = lambda: False\n",
+        "",
+        "tests/assembly/test_lean_imports.py::test_what_is_postponed_works_when_it_is_used",
+    ),
+    Mutant(
         "no later job before a due one, whatever slot asks",
         "queue/order.py",
         "(first_due is None or job.number < first_due.number)",
@@ -41,10 +77,10 @@ MUTANTS = (
         "tests/queue/test_order.py::test_the_bounds_hold_when_workers_die_and_jobs_are_tried_again",
     ),
     Mutant(
-        "a document that changed is read again",
+        "a document that changed is parsed again",
         "queue/documents.py",
-        "if known is not None and known[0] == document:",
-        "if known is not None:",
+        "if cached is not None and cached[0] == document:",
+        "if cached is not None:",
         "tests/queue/test_documents.py",
     ),
     Mutant(

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 from support import serving
+from support.changed_starter import write_changed_starter
 from support.ray_cluster import Machines
 from support.serving import ASK, ended
-
-from safelight.catalog import starters
 
 LEASE = 6.0
 
@@ -56,17 +53,6 @@ def wait_for(http: httpx.Client, count: int, seconds: float = 200.0) -> None:
     while sum(not one["problem"] for one in slots(http)) < count:
         assert time.monotonic() < until, slots(http)
         time.sleep(0.3)
-
-
-def add_own_model(http: httpx.Client, root: Path) -> str:
-    """Add a copy of a starter with other content, so that no node has it."""
-    source = next(model for model in starters.models() if model.name == "starter-noto").path
-    tensors = load_file(source)
-    name = next(name for name in sorted(tensors) if name.endswith("bias"))
-    tensors[name] = tensors[name] * np.asarray(1.001, tensors[name].dtype)
-    path = root / "own.safetensors"
-    save_file(tensors, path)
-    return str(path)
 
 
 def queue(http: httpx.Client, **more: Any) -> str:
@@ -193,8 +179,20 @@ def test_a_damaged_copy_and_a_full_disk_change_no_image(machines: Machines, root
     machines.add("a")
     machines.add("full", SAFELIGHT_CLUSTER_CACHE_GB="0.001")
     with serving.serving(root, real=True) as alone, alone.client() as http:
-        path = add_own_model(http, root)
-        command = [sys.executable, "-m", "safelight.cli", "models", "add", path, "--name", "own", "--root", str(root)]
+        path = root / "own.safetensors"
+        write_changed_starter(path)
+        command = [
+            sys.executable,
+            "-m",
+            "safelight.cli",
+            "models",
+            "add",
+            str(path),
+            "--name",
+            "own",
+            "--root",
+            str(root),
+        ]
         subprocess.run(command, check=True, capture_output=True)
         [right] = images(http, [queue(http, model="own")])
     server = start(machines, root)
@@ -206,7 +204,7 @@ def test_a_damaged_copy_and_a_full_disk_change_no_image(machines: Machines, root
             # Only one of the nodes has room for it.
             assert len({one["metadata"]["made"]["slot"] for one in made}) == 1
             [copy] = machines.root("a").glob("cache/*/*.safetensors")
-            assert copy.stat().st_size == Path(path).stat().st_size
+            assert copy.stat().st_size == path.stat().st_size
             assert not list(machines.root("full").glob("cache/*/*.safetensors"))
             # Its copy is damaged: the job fails there, gets the file again, and its pixels are right.
             data = bytearray(copy.read_bytes())
@@ -216,7 +214,7 @@ def test_a_damaged_copy_and_a_full_disk_change_no_image(machines: Machines, root
             made = images(http, [queue(http, model="own", seed=3)])
             assert {one["pixels_sha256"] for one in made} == {right["pixels_sha256"]}
             [copy] = machines.root("a").glob("cache/*/*.safetensors")
-            assert copy.read_bytes() == Path(path).read_bytes()
+            assert copy.read_bytes() == path.read_bytes()
     finally:
         serving.stop(server)
 

@@ -10,13 +10,10 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 from support import namespaces
+from support.changed_starter import write_changed_starter
 from support.namespaces import Machine, Network
-
-from safelight.catalog import starters
 
 pytestmark = pytest.mark.full
 
@@ -96,19 +93,9 @@ class Server:
         return image
 
 
-def own_model(folder: Path) -> Path:
-    """Write a starter with other content, which no installation has."""
-    source = next(model for model in starters.models() if model.name == "starter-noto").path
-    tensors = load_file(source)
-    name = next(name for name in sorted(tensors) if name.endswith("bias"))
-    tensors[name] = tensors[name] * np.asarray(1.001, tensors[name].dtype)
-    folder.mkdir()
-    save_file(tensors, folder / "own.safetensors")
-    return folder / "own.safetensors"
-
-
 def test_two_machines_in_five_commands(network: Network, tmp_path: Path) -> None:
-    file = own_model(tmp_path / "models")
+    file = tmp_path / "models/own.safetensors"
+    write_changed_starter(file)
     document = commands()
     (head, serve, top), [join], [stop] = (document[f"{one} machine"] for one in ("the first", "the second", "each"))
     first = network.add("first", "192.0.2.1")

@@ -127,7 +127,7 @@ def test_a_job_is_cancelled_while_its_worker_still_starts(tmp_path: Path) -> Non
     queue.dispatcher.stop(0)
 
 
-def test_a_worker_is_told_the_models_of_the_next_jobs_and_the_queue_is_read_again_only_if_it_changed(
+def test_a_worker_gets_the_models_of_the_next_jobs_and_the_queue_is_queried_only_if_it_changed(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, ...]] = []

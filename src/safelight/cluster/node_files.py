@@ -61,17 +61,15 @@ class NodeFiles:
             if not self.catalog.inputs.stored_digest(digest):
                 self.catalog.inputs.store("image", data)
         keep = {record.digest for record in needed.records}
-        if all(self._is_here(record) for record in needed.records):
-            # Another slot may hold the lock for as long as it fetches other files.
-            for record in needed.records:
-                self._touch(record)
-            return
-        # Another slot of this machine may need the same file. It waits, and then finds the file.
-        with self._lock:
-            for record in needed.records:
-                if not self._is_here(record):
-                    self._bring(record, keep)
-                self._touch(record)
+        # Without need, no slot waits: another one may hold the lock for as long as it fetches files.
+        if not all(self._is_here(record) for record in needed.records):
+            # Another slot of this machine may need the same file. It waits, and then finds the file.
+            with self._lock:
+                for record in needed.records:
+                    if not self._is_here(record):
+                        self._bring(record, keep)
+        for record in needed.records:
+            self._touch(record)
 
     def distrust(self, needed: Needed) -> None:
         """Fetch what a job needs again when a job needs it next, because a file of it is damaged here."""

@@ -299,7 +299,7 @@ def recover(database: Database) -> None:
 
 
 def _job(row: JobRow) -> QueuedJob:
-    request, job, unreadable = documents.read(row.id, row.document)
+    request, job, unreadable = documents.parse(row.id, row.document)
     return QueuedJob(
         id=row.id,
         number=row.number,

@@ -36,7 +36,7 @@ NETWORK = {
 """Parameters of libpq: a connection whose other side is silent is lost after half a minute, not after hours."""
 
 END_SECONDS = 5.0
-"""Seconds until a connection that was told to end has given its lock back."""
+"""Seconds to wait until PostgreSQL has released the lock of a connection that Safelight ended."""
 
 OWN = "SELECT pid, backend_start AS start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 END_OWN = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid AND backend_start = :start"

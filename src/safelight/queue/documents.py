@@ -1,4 +1,4 @@
-"""Reads the documents of jobs, as the database stores them. Those that were read last stay read."""
+"""Parses the JSON documents of jobs that the database stores, and caches the most recent ones."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ Document = tuple[Request, Job | None, str]
 """The request, the job, and why this version cannot read them. The job of a version that stored only requests is None.
 """
 
-DOCUMENTS = 64
-"""Documents that stay read. A job is read some eight times between its arrival and its end, and to read its document
-takes longer than the query for its row."""
+MOST_CACHED = 64
+"""Documents in the cache. The server queries a job some eight times between its arrival and its end, and parsing takes
+longer than the query."""
 
 _lock = threading.Lock()
-_known: OrderedDict[str, tuple[Mapping[str, Any], Document]] = OrderedDict()
+_cached: OrderedDict[str, tuple[Mapping[str, Any], Document]] = OrderedDict()
 
 
-def read(job_id: str, document: Mapping[str, Any]) -> Document:
-    """Read the document of a job.
+def parse(job_id: str, document: Mapping[str, Any]) -> Document:
+    """Parse the document of a job, or take it from the cache if it has not changed.
 
     This version cannot read a job of a newer version, or one with a value that is no longer allowed. Then the request
     is a stand-in with the prompt and the model, and the job is None.
     """
     with _lock:
-        known = _known.get(job_id)
-    if known is not None and known[0] == document:
-        return known[1]
-    found = _read(document)
+        cached = _cached.get(job_id)
+    if cached is not None and cached[0] == document:
+        return cached[1]
+    found = _parse(document)
     with _lock:
-        _known[job_id] = document, found
-        _known.move_to_end(job_id)
-        while len(_known) > DOCUMENTS:
-            _known.popitem(last=False)
+        _cached[job_id] = document, found
+        _cached.move_to_end(job_id)
+        while len(_cached) > MOST_CACHED:
+            _cached.popitem(last=False)
     return found
 
 
-def _read(document: Mapping[str, Any]) -> Document:
+def _parse(document: Mapping[str, Any]) -> Document:
     try:
         if is_resolved(document):
             job = Job.from_json(document)
