@@ -43,9 +43,8 @@ MUTANTS = (
     Mutant(
         "the claim is checked after the wait for others who write",
         "queue/sql_database.py",
-        "        with self.session() as session, session.begin():\n            session.execute(text(self._begin))\n",
-        "        self.before_writing()\n        with self.session() as session, session.begin():\n"
-        "            session.execute(text(self._begin))\n            yield session\n            return\n",
+        "        self.before_writing()\n\n    @contextlib.contextmanager\n    def _errors",
+        "\n    @contextlib.contextmanager\n    def _errors",
         "tests/queue/test_postgres.py::test_a_write_that_waits_while_another_server_claims_the_database_is_refused",
     ),
     Mutant(
@@ -72,9 +71,30 @@ MUTANTS = (
     Mutant(
         "no later job before a due one, whatever slot asks",
         "queue/order.py",
-        "(first_due is None or job.number < first_due.number)",
-        "True",
+        "            free = [job for job in free if job.number < first_due.number]\n",
+        "            pass\n",
         "tests/queue/test_order.py::test_the_bounds_hold_when_workers_die_and_jobs_are_tried_again",
+    ),
+    Mutant(
+        "free slots that leave a job to another ask again when a job ends",
+        "queue/order.py",
+        "            now = min(ends)\n",
+        "            return\n",
+        "tests/queue/test_order.py::test_what_is_said_beforehand_takes_few_choices_with_any_slots",
+    ),
+    Mutant(
+        "an image of one latent spoils nothing for later ones",
+        "pipeline/checks/appearance.py",
+        "own.std(0, correction=0)",
+        "own.std(0)",
+        "tests/pipeline/checks/test_appearance.py::test_an_image_of_one_latent_spoils_nothing_for_later_ones",
+    ),
+    Mutant(
+        "a thumbnail that was lost with the power is made again",
+        "queue/image_files.py",
+        " or not path.stat().st_size",
+        "",
+        "tests/queue/test_image_files.py::test_a_thumbnail_that_was_lost_with_the_power_is_made_again",
     ),
     Mutant(
         "a document that changed is parsed again",

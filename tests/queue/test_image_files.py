@@ -51,6 +51,14 @@ def test_a_thumbnail_keeps_the_shape(width: int, height: int, image: Image, tmp_
         assert max(small.size) == min(THUMBNAIL, max(width, height))
 
 
+def test_a_thumbnail_that_was_lost_with_the_power_is_made_again(image: Image, tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    one = stored(1, gallery.put(image, f"{1:032x}"))
+    whole = gallery.thumbnail(one.id).read_bytes()
+    gallery.thumbnail(one.id).write_bytes(b"")
+    assert gallery.make_thumbnail(one).read_bytes() == whole
+
+
 def test_what_a_killed_server_left_goes_at_the_next_start(image: Image, tmp_path: Path) -> None:
     gallery = Gallery(tmp_path)
     done, unfinished, unmarked = (gallery.put(image, letter * 32) for letter in "abc")

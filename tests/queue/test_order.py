@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safelight.queue.order import Costs, OvertakeLimits, SlotView, Waiting, choose, in_order, overtaken_once
+from safelight.queue.order import Choice, Costs, OvertakeLimits, SlotView, Waiting, choose, in_order, overtaken_once
 from safelight.queue.shares import Shares
 
 GROUPS = "abcd"
@@ -102,6 +104,37 @@ def test_what_is_said_beforehand_is_what_happens(asked: list[tuple[str, int]], o
     limits = OvertakeLimits(overtakes, float("inf"))
     said = [choice.id for choice, _ in in_order(jobs, [SlotView()], limits, limit)]
     assert said == [job.id for job in drained(jobs, limits, seconds=0.0)][:limit]
+
+
+SLOT = st.tuples(
+    st.permutations(GROUPS).map(lambda groups: tuple(groups[:2])), st.floats(0.0, 1e4), st.floats(0.0, 1e4)
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(GROUPS), st.sampled_from("ab")), max_size=30),
+    st.lists(SLOT, min_size=1, max_size=5),
+    st.floats(0.1, 1e4),
+)
+def test_what_is_said_beforehand_takes_few_choices_with_any_slots(
+    asked: list[tuple[str, str]], slots: list[tuple[tuple[str, ...], float, float]], switch: float
+) -> None:
+    jobs = [waiting(n, group, person=person) for n, (group, person) in enumerate(asked)]
+    views = [SlotView(str(n), groups, busy, 0.0 if busy else free) for n, (groups, busy, free) in enumerate(slots)]
+    choices = 0
+
+    def counted(*arguments: Any) -> Choice | None:
+        nonlocal choices
+        choices += 1
+        # Each slot asks at most once for each job that starts or ends.
+        assert choices <= len(slots) * (2 * len(jobs) + len(slots) + 1)
+        return choose(*arguments)
+
+    with patch("safelight.queue.order.choose", counted):
+        said = list(in_order(jobs, views, OvertakeLimits(), 12, costs=Costs(lambda _: switch)))
+    ids = [choice.id for choice, _ in said]
+    assert len(set(ids)) == len(ids) == min(12, len(jobs))
 
 
 SECONDS = Costs(lambda _: 3.0, lambda _: 10.0)

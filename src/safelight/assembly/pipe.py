@@ -70,4 +70,4 @@ def run_job(engine: LocalEngine, message: Generate, pipe: Pipe, stopped: Callabl
     except Exception as error:  # noqa: BLE001 - the server must learn the reason
         traceback.print_exc()
         kind, problem, must_exit = "failed", f"{type(error).__name__}: {error}", True
-    return Ended(message.job_id, kind, problem, tuple(engine.loaded.resident())), must_exit
+    return Ended(message.job_id, kind, problem, tuple(engine.loaded.resident()), engine.memory()), must_exit

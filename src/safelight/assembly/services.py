@@ -195,7 +195,7 @@ def _open_dispatcher(
     limits = OvertakeLimits(settings.queue_overtakes, settings.queue_delay_seconds, settings.queue_lead_seconds)
 
     def weight(name: str) -> float:
-        person = database.people.get(name)
+        person = database.people.get(name) if name else None
         return 1.0 if person is None else person.weight
 
     choosing = Choosing(database, limits, switch_seconds, Shares(weight))

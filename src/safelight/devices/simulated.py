@@ -20,7 +20,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 from safelight.devices import host
@@ -128,7 +127,8 @@ class OnDevice(torch.Tensor):
 _SET_DATA = torch.Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
 
 _DEVICE_ITSELF = frozenset(
-    getattr(torch.Tensor, name).__get__ for name in ("device", "is_cpu", "is_cuda", "is_mps", "data", "grad", "is_leaf")
+    getattr(torch.Tensor, name).__get__
+    for name in ("device", "dtype", "is_cpu", "is_cuda", "is_mps", "data", "grad", "is_leaf")
 ) | frozenset(
     {
         torch.Tensor.detach,
@@ -162,16 +162,33 @@ def _unwrap(value: Any) -> Any:
 def _run(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run a function on the CPU tensors. Raises RuntimeError if host tensors are among the arguments, as CUDA does."""
     _current().check()
-    flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     back: dict[int, OnDevice] = {}
-    for value in flat:
-        if isinstance(value, OnDevice):
-            back[id(value.cpu_tensor)] = value
-        elif isinstance(value, torch.Tensor) and value.dim() > 0 and func is not torch.Tensor.__getitem__:
-            name = getattr(func, "__name__", str(func))
-            raise RuntimeError(f"{name}: expected all tensors on {_device()}, found one on {value.device}")
-    opened_args, opened_kwargs = pytree.tree_unflatten([_unwrap(value) for value in flat], spec)
-    return pytree.tree_map_only(torch.Tensor, lambda result: _wrap(result, back), func(*opened_args, **opened_kwargs))
+    named = {name: _opened(value, func, back) for name, value in kwargs.items()}
+    return _closed(func(*[_opened(value, func, back) for value in args], **named), back)
+
+
+def _opened(value: Any, func: Callable[..., Any], back: dict[int, OnDevice]) -> Any:
+    """Return an argument with the CPU tensors in place of those on the device, which ``back`` gets."""
+    kind = type(value)
+    if kind is OnDevice:
+        back[id(value.cpu_tensor)] = value
+        return value.cpu_tensor
+    if kind is tuple or kind is list:
+        return kind([_opened(one, func, back) for one in value])
+    if isinstance(value, torch.Tensor) and value.dim() > 0 and func is not torch.Tensor.__getitem__:
+        name = getattr(func, "__name__", str(func))
+        raise RuntimeError(f"{name}: expected all tensors on {_device()}, found one on {value.device}")
+    return _unwrap(value)
+
+
+def _closed(result: Any, back: Mapping[int, OnDevice]) -> Any:
+    """Put the tensors of a result on the device. torch's own tuples (``torch.return_types``) keep their type."""
+    if isinstance(result, torch.Tensor):
+        return _wrap(result, back)
+    if isinstance(result, tuple | list) and not isinstance(result, torch.Size):
+        values: Sequence[Any] = result
+        return type(result)(_closed(value, back) for value in values)
+    return result
 
 
 def _wrap(result: torch.Tensor, back: Mapping[int, OnDevice]) -> torch.Tensor:

@@ -84,8 +84,8 @@ class _Binding:
         return parameter
 
     def _end(self, names: Sequence[str]) -> None:
-        key = self._skeleton.key
-        nothing = torch.empty(0, dtype=key.dtype, device=key.device)
+        key, dtypes = self._skeleton.key, self._skeleton.dtypes
+        nothing = {dtype: torch.empty(0, dtype=dtype, device=key.device) for dtype in set(dtypes.values())}
         for name in names:
             streamed = self._streamed.pop(name, None)
             if streamed is not None:
@@ -97,7 +97,7 @@ class _Binding:
                 if tensor is not None and tensor._version != version:
                     _log.warning("a bound weight was modified; it will be read again", role=key.role, name=name)
                     self._lease.mark_corrupted(name)
-                parameter.data = nothing.to(parameter.dtype)
+                parameter.data = nothing[dtypes[name]]
 
 
 @contextlib.contextmanager

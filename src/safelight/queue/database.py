@@ -6,13 +6,16 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from safelight.errors import InputError
 from safelight.queue import documents
+from safelight.queue import job_statements as statements
 from safelight.queue.audit_table import AuditTable
 from safelight.queue.board_table import BoardTable
 from safelight.queue.database_file import open_file
@@ -26,7 +29,7 @@ from safelight.queue.person import LOCAL, Person
 from safelight.queue.preset_table import PresetTable
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import StoredImage
-from safelight.queue.tables import ImageRow, JobRow, PersonRow
+from safelight.queue.tables import ImageRow, JobRow
 from safelight.request.input_pictures import PICTURE_FIELDS, PICTURE_LISTS
 from safelight.request.job import Job
 
@@ -72,38 +75,37 @@ class Database:
 
     def accept(self, *jobs: Job, client: str = "", person: str = "", priority: int = 0) -> list[QueuedJob]:
         """Append new jobs to the queue and return them; when one cannot be stored, none is."""
-        rows = [
-            JobRow(
+        queued = [
+            QueuedJob(
                 id=uuid.uuid4().hex,
-                document=job.to_json(),
+                number=0,
+                request=job.request,
                 model_digest=job.model.digest,
+                job=job,
                 client=client,
-                person=person,
-                slot="",
                 created=time.time(),
-                state="queued",
+                person=person,
                 priority=priority,
-                overtaken=0,
-                delayed=0.0,
-                attempts=0,
-                images=0,
-                reason="",
-                failure="",
             )
             for job in jobs
         ]
-        with self._file.writing() as session:
-            known = session.scalar(select(PersonRow.name).limit(1)) is not None
-            if known and person and session.get(PersonRow, person) is None:
+        rows = [
+            {**{name: getattr(one, name) for name in _OWN_COLUMNS}, "document": job.to_json()}
+            for one, job in zip(queued, jobs, strict=True)
+        ]
+        with self._file.transaction() as connection:
+            known = person and connection.execute(statements.ANY_PERSON).first()
+            if known and connection.execute(statements.PERSON, {"name": person}).first() is None:
                 raise InputError(f"there is no person {person!r} any more")
-            session.add_all(rows)
-            session.flush()
-            return [_job(row) for row in rows]
+            numbers = connection.execute(statements.ADD, rows).scalars().all()
+        for one, row, job in zip(queued, rows, jobs, strict=True):
+            documents.remember(one.id, row["document"], job)
+        return [replace(job, number=number) for job, number in zip(queued, numbers, strict=True)]
 
     def job(self, job_id: str) -> QueuedJob | None:
-        with self._file.session() as session:
-            row = session.scalar(select(JobRow).where(JobRow.id == job_id))
-            return _job(row) if row is not None else None
+        with self._file.connection() as connection:
+            row = connection.execute(statements.JOB, {"id": job_id}).one_or_none()
+        return None if row is None else _job(row)
 
     def jobs(
         self, states: Sequence[State] = (), limit: int = 100, before: int | None = None, person: Person = LOCAL
@@ -125,16 +127,22 @@ class Database:
 
     def jobs_of(self, ids: Sequence[str]) -> dict[str, QueuedJob]:
         """Return the jobs with these identifiers, by identifier; an unknown identifier is left out."""
-        with self._file.session() as session:
-            return {row.id: _job(row) for row in session.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
+        with self._file.connection() as connection:
+            rows = connection.execute(statements.JOBS_OF, {"ids": ids}).all()
+        return {row.id: _job(row) for row in rows}
+
+    def models_of(self, ids: Sequence[str]) -> list[str]:
+        """Return the names of the models of the jobs with these identifiers; an unknown identifier is left out."""
+        with self._file.connection() as connection:
+            names = [connection.execute(statements.MODEL_OF, {"id": one}).scalar() for one in ids]
+        return [name for name in names if name is not None]
 
     def queued(self, person: str | None = None) -> int:
         """Return the number of jobs that wait; ``person``: only this person's."""
-        query = select(func.count()).where(JobRow.state == "queued")
-        if person is not None:
-            query = query.where(JobRow.person == person)
-        with self._file.session() as session:
-            return session.scalars(query).one()
+        with self._file.connection() as connection:
+            if person is None:
+                return connection.execute(statements.QUEUED).scalar_one()
+            return connection.execute(statements.QUEUED_OF, {"of": person}).scalar_one()
 
     def counts(self) -> dict[str, int]:
         """Return the number of jobs in each state."""
@@ -148,49 +156,29 @@ class Database:
         They are, of each person, the oldest ``candidates`` jobs, and the first ``candidates`` by priority and then by
         age.
         """
-        columns = (
-            JobRow.id,
-            JobRow.number,
-            JobRow.model_digest,
-            JobRow.priority,
-            JobRow.overtaken,
-            JobRow.delayed,
-            JobRow.person,
-            JobRow.slot,
-        )
-        by_age, by_priority = (JobRow.number,), (JobRow.priority.desc(), JobRow.number)
-        lowest, highest = func.min(JobRow.priority), func.max(JobRow.priority)
-        people = select(JobRow.person, lowest, highest).where(JobRow.state == "queued").group_by(JobRow.person)
-        found: set[Waiting] = set()
-        with self._file.session() as session:
-            for person, least, most in session.execute(people).tuples().all():
-                own = select(*columns).where(JobRow.state == "queued", JobRow.person == person).limit(candidates)
+        found: dict[str, Waiting] = {}
+        with self._file.connection() as connection:
+            for person, least, most in connection.execute(statements.PRIORITIES).all():
+                asked = {"of": person, "most": candidates}
+                rows = connection.execute(statements.OLDEST, asked).all()
                 # If all priorities are equal, both orders are the same.
-                for by in (by_age,) if least == most else (by_age, by_priority):
-                    rows: Sequence[Any] = session.execute(own.order_by(*by)).all()
-                    found |= {Waiting(*row) for row in rows}
-        return sorted(found, key=lambda job: job.number)
+                if least != most:
+                    rows = [*rows, *connection.execute(statements.FIRST_BY_PRIORITY, asked)]
+                found |= {row[0]: Waiting(*row) for row in rows}
+        return sorted(found.values(), key=attrgetter("number"))
 
     def start(self, job_id: str, reason: str, slot: str = "") -> QueuedJob | None:
         """Set a queued job to running, and count it as overtaking the person's earlier jobs that still wait.
 
         Returns the job, or None when it is no longer queued.
         """
-        with self._file.writing() as session:
-            changed = session.execute(
-                update(JobRow)
-                .where(JobRow.id == job_id, JobRow.state == "queued")
-                .values(state="running", started=time.time(), attempts=JobRow.attempts + 1, reason=reason, slot=slot)
-            )
-            if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
+        values = {"of": job_id, "at": time.time(), "why": reason, "where": slot}
+        with self._file.transaction() as connection:
+            row = connection.execute(statements.START, values).one_or_none()
+            if row is None:
                 return None
-            row = session.scalars(select(JobRow).where(JobRow.id == job_id)).one()
-            session.execute(
-                update(JobRow)
-                .where(JobRow.state == "queued", JobRow.number < row.number, JobRow.person == row.person)
-                .values(overtaken=JobRow.overtaken + 1)
-            )
-            return _job(row)
+            connection.execute(statements.OVERTAKE, {"before": row.number, "whose": row.person})
+        return _job(row)
 
     def end(
         self,
@@ -200,55 +188,49 @@ class Database:
         was: Sequence[State] = ("running",),
         seconds: float = 0.0,
         failure: Failure = "",
-    ) -> bool:
-        """End a job, and return whether this call ended it: a job ends only once.
+    ) -> QueuedJob | None:
+        """End a job, and return it. None if this call did not end it: a job ends only once.
 
         ``was``: the states from which the job may end.
         ``seconds``: for how long it computed; this delayed the person's earlier jobs that still wait.
         """
-        values = {"state": state, "ended": time.time(), "reason": reason, "failure": failure}
-        return self._leave_state(job_id, was, seconds, values)
+        values = {"becomes": state, "at": time.time(), "why": reason, "kind": failure}
+        return self._leave_state(statements.END, job_id, was, seconds, values)
 
-    def set_priorities(self, priorities: Mapping[str, int]) -> list[str]:
-        """Set the priorities of waiting jobs, by identifier. Returns the identifiers of the jobs that did wait."""
-        changed: list[str] = []
-        with self._file.writing() as session:
-            for job, priority in priorities.items():
-                done = session.execute(
-                    update(JobRow).where(JobRow.id == job, JobRow.state == "queued").values(priority=priority)
-                )
-                changed += [job] if done.rowcount else []  # pyright: ignore[reportAttributeAccessIssue]
-        return changed
+    def set_priorities(self, priorities: Mapping[str, int]) -> list[QueuedJob]:
+        """Set the priorities of waiting jobs, by identifier. Returns the jobs that did wait."""
+        with self._file.transaction() as connection:
+            every = [
+                connection.execute(statements.SET_PRIORITY, {"of": job, "new": priority}).one_or_none()
+                for job, priority in priorities.items()
+            ]
+        return [_job(row) for row in every if row is not None]
 
-    def put_back(self, job_id: str, reason: str, counts_as_attempt: bool = True, seconds: float = 0.0) -> bool:
-        """Queue a running job again, at its old place; return False when it does not run.
+    def put_back(
+        self, job_id: str, reason: str, counts_as_attempt: bool = True, seconds: float = 0.0
+    ) -> QueuedJob | None:
+        """Queue a running job again, at its old place, and return it; None when it does not run.
 
         ``counts_as_attempt``: whether this attempt counts.
         ``seconds``: as in :meth:`end`.
         """
-        values: dict[str, Any] = {"state": "queued", "reason": reason, "started": None}
-        if not counts_as_attempt:
-            values["attempts"] = JobRow.attempts - 1
-        return self._leave_state(job_id, ("running",), seconds, values)
+        values = {"why": reason, "uncounted": 0 if counts_as_attempt else 1}
+        return self._leave_state(statements.PUT_BACK, job_id, ("running",), seconds, values)
 
-    def _leave_state(self, job_id: str, was: Sequence[State], seconds: float, values: Mapping[str, Any]) -> bool:
-        """Write ``values``, with the new state, to a job in one of the states ``was``. Return whether it was in one.
+    def _leave_state(
+        self, statement: ReturningUpdate[Any], job_id: str, was: Sequence[State], seconds: float, values: dict[str, Any]
+    ) -> QueuedJob | None:
+        """Give a job in one of the states ``was`` another one, and return it; None if it was in none of them.
 
         ``seconds``: added to the delay of the queued jobs that came before it.
         """
-        with self._file.writing() as session:
-            changed = session.execute(update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values))
-            if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
-                return False
+        with self._file.transaction() as connection:
+            row = connection.execute(statement, {"of": job_id, "was": list(was), **values}).one_or_none()
+            if row is None:
+                return None
             if seconds:
-                number = select(JobRow.number).where(JobRow.id == job_id).scalar_subquery()
-                person = select(JobRow.person).where(JobRow.id == job_id).scalar_subquery()
-                session.execute(
-                    update(JobRow)
-                    .where(JobRow.state == "queued", JobRow.number < number, JobRow.person == person)
-                    .values(delayed=JobRow.delayed + seconds)
-                )
-            return True
+                connection.execute(statements.DELAY, {"before": row.number, "whose": row.person, "seconds": seconds})
+        return _job(row)
 
     def add_image(self, image: StoredImage) -> StoredImage | None:
         """Add a finished image of a running job to the images of the job's person.
@@ -256,16 +238,13 @@ class Database:
         The caller writes the image's file first.
         Returns the image with its person, or None when the job no longer runs.
         """
-        with self._file.writing() as session:
-            changed = session.execute(
-                update(JobRow).where(JobRow.id == image.job, JobRow.state == "running").values(images=image.place + 1)
-            )
-            if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
-                return None
+        with self._file.transaction() as connection:
             # Its person may have been removed meanwhile, and the job given to another.
-            person = session.scalars(select(JobRow.person).where(JobRow.id == image.job)).one()
+            person = connection.execute(statements.COUNT_IMAGE, {"of": image.job, "made": image.place + 1}).scalar()
+            if person is None:
+                return None
             owned = replace(image, person=person)
-            self.images.insert(session, owned)
+            self.images.insert(connection, owned)
             return owned
 
     def inputs(self) -> set[str]:
@@ -298,27 +277,15 @@ def recover(database: Database) -> None:
             database.end(job.id, "failed", reason, failure="worker")
 
 
-def _job(row: JobRow) -> QueuedJob:
+def _job(row: Any) -> QueuedJob:
+    """Return the job of a row of the table of jobs."""
     request, job, unreadable = documents.parse(row.id, row.document)
-    return QueuedJob(
-        id=row.id,
-        number=row.number,
-        request=request,
-        model_digest=row.model_digest,
-        job=job,
-        client=row.client,
-        person=row.person,
-        slot=row.slot,
-        created=row.created,
-        state=row.state,  # pyright: ignore[reportArgumentType]
-        priority=row.priority,
-        overtaken=row.overtaken,
-        delayed=row.delayed,
-        attempts=row.attempts,
-        images=row.images,
-        started=row.started,
-        ended=row.ended,
-        reason=row.reason,
-        failure=row.failure,  # pyright: ignore[reportArgumentType]
-        unreadable=unreadable,
-    )
+    values = {name: getattr(row, name) for name in _OWN_COLUMNS}
+    return QueuedJob(**values, number=row.number, request=request, job=job, unreadable=unreadable)
+
+
+_OWN_COLUMNS = (
+    *("id", "model_digest", "client", "person", "slot", "created", "state", "priority", "overtaken", "delayed"),
+    *("attempts", "images", "started", "ended", "reason", "failure"),
+)
+"""Columns whose values are those of :class:`QueuedJob`; the database sets the number."""

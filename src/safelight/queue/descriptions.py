@@ -6,18 +6,15 @@ import mimetypes
 from pathlib import Path
 from typing import Any
 
-from safelight.queue.database import Database
 from safelight.queue.events import Event, Events
 from safelight.queue.job import QueuedJob
 from safelight.queue.stored_image import StoredImage
 from safelight.request.results import Progress
 
 
-def tell_job(job_id: str, database: Database, events: Events) -> None:
-    """Tell the listeners the present state of a job."""
-    job = database.job(job_id)
-    if job is not None:
-        events.tell(Event("job", job_id, job_to_dict(job), job.person))
+def tell_job(job: QueuedJob, events: Events) -> None:
+    """Tell the listeners the state of a job."""
+    events.tell(Event("job", job.id, job_to_dict(job), job.person))
 
 
 def progress_to_dict(progress: Progress) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,9 +18,9 @@ Document = tuple[Request, Job | None, str]
 """The request, the job, and why this version cannot read them. The job of a version that stored only requests is None.
 """
 
-MOST_CACHED = 64
-"""Documents in the cache. The server queries a job some eight times between its arrival and its end, and parsing takes
-longer than the query."""
+MOST_CACHED = 512
+"""Documents in the cache, each of some kilobytes. The server reads a job several times between its arrival and its end,
+and parsing takes longer than the query."""
 
 _lock = threading.Lock()
 _cached: OrderedDict[str, tuple[Mapping[str, Any], Document]] = OrderedDict()
@@ -36,12 +37,22 @@ def parse(job_id: str, document: Mapping[str, Any]) -> Document:
     if cached is not None and cached[0] == document:
         return cached[1]
     found = _parse(document)
+    _store(job_id, document, found)
+    return found
+
+
+def remember(job_id: str, document: Mapping[str, Any], job: Job) -> None:
+    """Put the document of a new job into the cache."""
+    # The database returns lists where a document has tuples.
+    _store(job_id, json.loads(json.dumps(document)), (job.request, job, ""))
+
+
+def _store(job_id: str, document: Mapping[str, Any], parsed: Document) -> None:
     with _lock:
-        _cached[job_id] = document, found
+        _cached[job_id] = document, parsed
         _cached.move_to_end(job_id)
         while len(_cached) > MOST_CACHED:
             _cached.popitem(last=False)
-    return found
 
 
 def _parse(document: Mapping[str, Any]) -> Document:

@@ -12,7 +12,15 @@ from pathlib import Path
 from PIL import Image as PILImage
 
 from safelight.file_patterns import DEFAULT
-from safelight.files.disk import flush_to_disk, numbered_names, place_new, temporary_file_in, write_new, write_whole
+from safelight.files.disk import (
+    flush_to_disk,
+    numbered_names,
+    place_new,
+    temporary_file_in,
+    unwritable,
+    write_new,
+    write_whole,
+)
 from safelight.logs import Log
 from safelight.pictures.file_format import ENDINGS, LOSSLESS, ImageFormat, encode
 from safelight.pictures.file_names import file_stem
@@ -82,10 +90,7 @@ class Gallery:
         Call :meth:`finish` when the row is there. Never replaces a file: a number is added to the name.
         Raises UnreadableFileError when the folder cannot be written.
         """
-        # The marker comes first, so that the thumbnail is not left, either.
-        self._mark(image_id, "")
         picture = PILImage.frombytes("RGB", (image.width, image.height), image.pixels)
-        write_whole(self.thumbnail(image_id), _thumbnail(picture))
         stem = file_stem(image, self._names)
         with temporary_file_in((self._images / stem).parent) as (file, temporary):
             file.write(encode(image))
@@ -93,9 +98,12 @@ class Gallery:
             for name in numbered_names(stem, ENDINGS["png"]):
                 if (self._images / name).exists():
                     continue
+                # From now on, a killed server's next start removes both files, if the row is not there by then.
                 self._mark(image_id, name)
                 with contextlib.suppress(FileExistsError):
                     place_new(temporary, self._images / name)
+                    # A thumbnail that is lost with the power is made again.
+                    write_whole(self.thumbnail(image_id), _thumbnail(picture), wait=False)
                     return name
         raise AssertionError
 
@@ -118,7 +126,7 @@ class Gallery:
     def make_thumbnail(self, image: StoredImage) -> Path:
         """Return the path of an image's thumbnail; make it if there is none. Raises FileError if it cannot be read."""
         path = self.thumbnail(image.id)
-        if not path.exists():
+        if not path.exists() or not path.stat().st_size:
             with opened(self.path(image), READ) as picture:
                 write_whole(path, _thumbnail(picture.convert("RGB")), wait=False)
         return path
@@ -130,7 +138,13 @@ class Gallery:
 
     def _mark(self, image_id: str, name: str) -> None:
         """Write a marker. ``name``: of the image's file; "" if there is none that is ours."""
-        write_whole(self._unfinished / image_id, name.encode(), wait=False)
+        # No other process reads it meanwhile, and a killed server leaves the whole name or none.
+        marker = self._unfinished / image_id
+        try:
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.write_bytes(name.encode())
+        except OSError as error:
+            raise unwritable(marker, error) from error
 
     def remove(self, image: StoredImage) -> None:
         """Remove an image's files and its marker. The file of an imported image stays, because it is not ours.

@@ -11,10 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError
+from safelight.queue.job_statements import ADD_IMAGE
 from safelight.queue.person import LOCAL, Person
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import NO_BOARD, Facets, ImageChange, ImageFilter, ImagePage, StoredImage
@@ -45,16 +46,17 @@ class ImageTable:
         """Return the images as a person sees them."""
         return ImageTable(self._file, person)
 
-    def insert(self, session: Session, image: StoredImage) -> None:
+    def insert(self, connection: Connection, image: StoredImage) -> None:
         """Add an image within a transaction. The caller writes the image's file first."""
         values = {name: getattr(image, name) for name in _COLUMNS}
-        row = ImageRow(**values, job=image.job or None, board=image.board or None, image_metadata=image.metadata)
-        session.add(row)
-        session.flush()
-        session.add_all(ImageLoraRow(image=row.number, lora=lora) for lora in dict.fromkeys(image.loras))
-        session.add_all(ImageTagRow(image=row.number, tag=tag) for tag in dict.fromkeys(image.tags))
-        session.flush()
-        index_texts(session, row, self._file.texts)
+        more = {"job": image.job or None, "board": image.board or None, "metadata": image.metadata}
+        number = connection.execute(ADD_IMAGE, {**values, **more}).scalar_one()
+        loras, tags = dict.fromkeys(image.loras), dict.fromkeys(image.tags)
+        if loras:
+            connection.execute(insert(ImageLoraRow), [{"image": number, "lora": lora} for lora in loras])
+        if tags:
+            connection.execute(insert(ImageTagRow), [{"image": number, "tag": tag} for tag in tags])
+        self._file.texts.write(connection, number, _texts(image, loras, tags))
 
     def add_imported(self, images: Iterable[StoredImage]) -> int:
         """Add images that other programs or people have stored. Leaves out those whose file is known; returns the rest.
@@ -62,10 +64,10 @@ class ImageTable:
         The files stay where they are.
         """
         added = 0
-        with self._file.writing() as session:
+        with self._file.transaction() as connection:
             for image in images:
-                if not session.scalar(select(ImageRow.number).where(ImageRow.file == image.file)):
-                    self.insert(session, image)
+                if not connection.scalar(select(ImageRow.number).where(ImageRow.file == image.file)):
+                    self.insert(connection, image)
                     added += 1
         return added
 
@@ -205,7 +207,7 @@ class ImageTable:
                 numbers = list(session.scalars(select(ImageRow.number).where(ImageRow.id.in_(part), self._own)))
                 for table in (ImageTagRow, ImageLoraRow):
                     session.execute(delete(table).where(table.image.in_(numbers)))
-                self._file.texts.remove(session, numbers)
+                self._file.texts.remove(session.connection(), numbers)
                 session.execute(delete(ImageRow).where(ImageRow.number.in_(numbers)))
 
     def trashed_before(self, until: float) -> list[str]:
@@ -307,10 +309,15 @@ def _images(session: Session, rows: Sequence[ImageRow]) -> list[StoredImage]:
 
 def index_texts(session: Session, row: ImageRow, texts: TextIndex) -> None:
     """Write an image's texts into the full-text index, in place of earlier ones."""
-    names = [row.model, *session.scalars(select(ImageLoraRow.lora).where(ImageLoraRow.image == row.number))]
+    loras = session.scalars(select(ImageLoraRow.lora).where(ImageLoraRow.image == row.number))
     tags = session.scalars(select(ImageTagRow.tag).where(ImageTagRow.image == row.number))
-    file = row.file.replace("\\", "/").rpartition("/")[2] if row.imported else ""
-    texts.write(session, row.number, (row.prompt, " ".join(names), " ".join(tags), file))
+    texts.write(session.connection(), row.number, _texts(row, loras, tags))
+
+
+def _texts(image: ImageRow | StoredImage, loras: Iterable[str], tags: Iterable[str]) -> tuple[str, ...]:
+    """Return the texts by which an image is found, in the order of :data:`safelight.queue.text_index.COLUMNS`."""
+    file = image.file.replace("\\", "/").rpartition("/")[2] if image.imported else ""
+    return image.prompt, " ".join((image.model, *loras)), " ".join(tags), file
 
 
 def _change_tags(session: Session, numbers: Sequence[int], change: ImageChange, texts: TextIndex) -> None:

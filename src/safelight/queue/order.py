@@ -19,8 +19,9 @@ A *slot* is a device with its worker. Each free slot asks for its next job. The 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 OVERTAKES = 64
 SECONDS = 600.0
@@ -96,6 +97,8 @@ class Choice:
 UNMEASURED = Costs()
 NO_LEADS: Mapping[str, float] = {}
 
+_by_age = attrgetter("number")
+
 
 def choose(
     waiting: Sequence[Waiting],
@@ -111,33 +114,38 @@ def choose(
     ``leads``: by person, the seconds for which their jobs computed more than those of another one (:class:`Shares`).
     The same arguments always give the same choice.
     """
-    runnable = {job.id for job in waiting if not (others and job.slot and job.slot == slot.name)}
-    if not runnable:
-        return None
-    least = min(leads.get(job.person, 0.0) for job in waiting if job.id in runnable)
     jobs: dict[str, list[Waiting]] = {}
-    for job in waiting:
-        if leads.get(job.person, 0.0) - least <= limits.lead:
-            jobs.setdefault(job.person, []).append(job)
+    for job in sorted(waiting, key=_by_age):
+        jobs.setdefault(job.person, []).append(job)
+    tried_here = slot.name if others else ""
+    runnable = {person: [job for job in own if not job.slot or job.slot != tried_here] for person, own in jobs.items()}
+    least = min((leads.get(person, 0.0) for person, own in runnable.items() if own), default=None)
+    if least is None:
+        return None
     due: dict[str, str] = {}
     candidates: list[Waiting] = []
-    for own in jobs.values():
+    for person in sorted(jobs, key=lambda person: leads.get(person, 0.0)):
+        if leads.get(person, 0.0) - least > limits.lead:
+            break
         # An older job does not overtake a later one. So the oldest of a person's due jobs is next, or one before it.
-        first_due = min((job for job in own if _due(job, limits)), key=lambda job: job.number, default=None)
-        if first_due is not None and first_due.id in runnable:
+        first_due = next((job for job in jobs[person] if _is_due(job, limits)), None)
+        free = runnable[person]
+        if first_due is not None and (not first_due.slot or first_due.slot != tried_here):
             due[first_due.id] = _due(first_due, limits)
             candidates.append(first_due)
             continue
-        # If another slot has to run the due job, this one starts no later job of the person.
-        free = [job for job in own if job.id in runnable and (first_due is None or job.number < first_due.number)]
+        if first_due is not None:
+            # Another slot has to run the due job, so this one starts no later job of the person.
+            free = [job for job in free if job.number < first_due.number]
         most = max((job.priority for job in free), default=0)
-        first = (job for job in free if job.priority == most)
-        candidates += heapq.nsmallest(_window(limits), first, key=lambda job: job.number)
+        candidates += [job for job in free if job.priority == most][: _window(limits)]
+    # Two people with equal leads take turns by age.
     candidates.sort(key=lambda job: (leads.get(job.person, 0.0), job.number))
-    rank = {group: number for number, group in reversed(list(enumerate(slot.resident)))}
-    here = min((job for job in candidates if job.group in rank), key=lambda job: rank[job.group], default=None)
-    if here is not None:
-        return Choice(here.id, due.get(here.id, "its model is in memory"))
+    resident = set(slot.resident)
+    here = [job for job in candidates if job.group in resident]
+    if here:
+        first = min(here, key=lambda job: slot.resident.index(job.group))
+        return Choice(first.id, due.get(first.id, "its model is in memory"))
     free_longer = [other.name for other in others if other.free_for > slot.free_for and not other.free_in]
     ahead: dict[str, int] = {}
     for job in candidates:
@@ -161,34 +169,47 @@ def in_order(
     limit: int,
     leads: Mapping[str, float] = NO_LEADS,
     costs: Costs = UNMEASURED,
-) -> list[tuple[Choice, str]]:
-    """Return the first ``limit`` jobs of ``waiting`` in the order in which they start if no other job arrives.
+) -> Iterator[tuple[Choice, str]]:
+    """Yield the first ``limit`` jobs of ``waiting`` in the order in which they start if no other job arrives.
 
     Each has the name of its slot.
 
     The prediction ignores the limit by time (``seconds``), because run times are only predicted.
     The cost grows with ``limit``, not with the number of waiting jobs.
     """
-    left, order = _first_of_each(waiting, candidates_needed(limits, limit)), list[tuple[Choice, str]]()
+    left = _first_of_each(waiting, candidates_needed(limits, limit))
     running, ahead, now = list(slots), dict(leads), 0.0
-    while left and len(order) < limit:
-        place = min(range(len(running)), key=lambda at: running[at].free_in)
-        slot, others = running[place], [other for at, other in enumerate(running) if at != place]
-        now = slot.free_in
-        at_hand = [replace(other, free_in=max(0.0, other.free_in - now)) for other in others]
-        choice = choose(left, slot, limits, at_hand, ahead, costs)
-        if choice is None:
-            # It asks again when the next slot is free.
-            running[place] = replace(slot, free_in=min(other.free_in for other in others) + 1e-6)
+    while left and limit:
+        for place in sorted(range(len(running)), key=lambda at: running[at].free_in):
+            # All free slots ask, in the order in which they became free.
+            if running[place].free_in > now:
+                continue
+            views = [_at(slot, now) for slot in running]
+            slot, others = views[place], [*views[:place], *views[place + 1 :]]
+            choice = choose(left, slot, limits, others, ahead, costs)
+            if choice is not None:
+                break
+        else:
+            # They ask again when a job ends. If none runs, no slot starts what is left.
+            ends = [slot.free_in for slot in running if slot.free_in > now]
+            if not ends:
+                return
+            now = min(ends)
             continue
-        order.append((choice, slot.name))
+        limit -= 1
+        yield choice, slot.name
         chosen = next(job for job in left if job.id == choice.id)
         took = costs.job(chosen.group) + (0.0 if chosen.group in slot.resident else costs.switch(chosen.group))
         ahead[chosen.person] = ahead.get(chosen.person, 0.0) + took
         resident = (chosen.group, *(group for group in slot.resident if group != chosen.group))
         running[place] = SlotView(slot.name, resident, now + took)
         left = after_start(left, chosen)
-    return order
+
+
+def _at(slot: SlotView, now: float) -> SlotView:
+    """Return a slot as it is ``now`` seconds later, if it starts no job until then."""
+    since = now - slot.free_in
+    return replace(slot, free_in=0.0, free_for=slot.free_for + since) if since >= 0 else replace(slot, free_in=-since)
 
 
 def after_start(waiting: Iterable[Waiting], started: Waiting) -> list[Waiting]:
@@ -209,6 +230,10 @@ def candidates_needed(limits: OvertakeLimits, limit: int) -> int:
 def overtaken_once(job: Waiting, seconds: float) -> Waiting:
     """Return the job with counts that include one more later job, which computed for ``seconds`` before it."""
     return replace(job, overtaken=job.overtaken + 1, delayed=job.delayed + seconds)
+
+
+def _is_due(job: Waiting, limits: OvertakeLimits) -> bool:
+    return job.overtaken >= limits.overtakes or job.delayed >= limits.seconds
 
 
 def _due(job: Waiting, limits: OvertakeLimits) -> str:
@@ -239,7 +264,7 @@ def _first_of_each(waiting: Iterable[Waiting], count: int) -> list[Waiting]:
         of.setdefault(job.person, []).append(job)
     kept: dict[str, Waiting] = {}
     for jobs in of.values():
-        kept |= {job.id: job for job in heapq.nsmallest(count, jobs, key=lambda job: job.number)}
+        kept |= {job.id: job for job in heapq.nsmallest(count, jobs, key=_by_age)}
         kept |= {job.id: job for job in heapq.nsmallest(count, jobs, key=lambda job: (-job.priority, job.number))}
     return list(kept.values())
 

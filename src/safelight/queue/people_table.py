@@ -11,10 +11,11 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError
+from safelight.queue.job_statements import ANY_PERSON, PERSON
 from safelight.queue.person import Person, Role
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.tables import (
@@ -33,6 +34,18 @@ MOST_OF_A_KIND = 1000
 
 USED_SECONDS = 60.0
 """When a key was used last is written at most this often."""
+
+_PERSON = (PersonRow.name, PersonRow.role, PersonRow.weight, PersonRow.created)
+_OF_SESSION = (
+    select(*_PERSON)
+    .join(PersonSessionRow, PersonSessionRow.person == PersonRow.name)
+    .where(PersonSessionRow.digest == bindparam("token"), PersonSessionRow.expires > bindparam("now"))
+)
+_OF_KEY = (
+    select(*_PERSON, PersonKeyRow.id.label("key_id"), PersonKeyRow.used)
+    .join(PersonKeyRow, PersonKeyRow.person == PersonRow.name)
+    .where(PersonKeyRow.digest == bindparam("key"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +66,8 @@ class PeopleTable:
 
     def any(self) -> bool:
         """Return whether the server knows people."""
-        with self._file.session() as session:
-            return session.scalar(select(PersonRow.name).limit(1)) is not None
+        with self._file.connection() as connection:
+            return connection.execute(ANY_PERSON).first() is not None
 
     def all(self) -> list[Person]:
         """Return the people by name."""
@@ -63,9 +76,9 @@ class PeopleTable:
 
     def get(self, name: str) -> Person | None:
         """Return a person; None if there is none of this name."""
-        with self._file.session() as session:
-            row = session.get(PersonRow, name)
-            return None if row is None else _person(row)
+        with self._file.connection() as connection:
+            row = connection.execute(PERSON, {"name": name}).one_or_none()
+        return None if row is None else _person(row)
 
     def password_of(self, name: str) -> str | None:
         """Return the hash of a person's password; None if there is no such person."""
@@ -156,11 +169,9 @@ class PeopleTable:
 
     def of_session(self, token: str) -> Person | None:
         """Return whose session it is; None if there is none, or it has expired."""
-        here = PersonSessionRow.digest == digest_of(token)
-        query = select(PersonRow).join(PersonSessionRow, PersonSessionRow.person == PersonRow.name)
-        with self._file.session() as session:
-            row = session.scalar(query.where(here, PersonSessionRow.expires > time.time()))
-            return None if row is None else _person(row)
+        with self._file.connection() as connection:
+            row = connection.execute(_OF_SESSION, {"token": digest_of(token), "now": time.time()}).one_or_none()
+        return None if row is None else _person(row)
 
     def keys(self, name: str) -> list[PersonKey]:
         """Return a person's keys, the oldest first."""
@@ -190,19 +201,14 @@ class PeopleTable:
 
     def of_key(self, key: str) -> Person | None:
         """Return whose key it is; None if it is nobody's."""
-        query = select(PersonRow, PersonKeyRow.id, PersonKeyRow.used).join(
-            PersonKeyRow, PersonKeyRow.person == PersonRow.name
-        )
-        with self._file.session() as session:
-            found = session.execute(query.where(PersonKeyRow.digest == digest_of(key))).one_or_none()
-            if found is None:
-                return None
-            row, key_id, used = found
-            person = _person(row)
-        if (used or 0.0) < time.time() - USED_SECONDS:
+        with self._file.connection() as connection:
+            row = connection.execute(_OF_KEY, {"key": digest_of(key)}).one_or_none()
+        if row is None:
+            return None
+        if (row.used or 0.0) < time.time() - USED_SECONDS:
             with self._file.writing() as session:
-                session.execute(update(PersonKeyRow).where(PersonKeyRow.id == key_id).values(used=time.time()))
-        return person
+                session.execute(update(PersonKeyRow).where(PersonKeyRow.id == row.key_id).values(used=time.time()))
+        return _person(row)
 
 
 def require_fewer(session: Session, table: type[Any], person: str, what: str) -> None:
@@ -216,8 +222,9 @@ def digest_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _person(row: PersonRow) -> Person:
-    return Person(row.name, row.role, row.weight, row.created)  # pyright: ignore[reportArgumentType]
+def _person(row: Any) -> Person:
+    """Return the person of a row of the table of people."""
+    return Person(row.name, row.role, row.weight, row.created)
 
 
 def _require_other_admin(session: Session, row: PersonRow) -> None:

@@ -9,8 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from sqlalchemy import TextClause, text
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, TextClause, text
 
 from safelight.queue.search_text import pieces, search_expression, searchable, words
 
@@ -26,11 +25,11 @@ MOST_LETTERS = 200
 class TextIndex(Protocol):
     """A full-text index. The texts of an image are its prompt, names of model and LoRAs, tags, and name of file."""
 
-    def write(self, session: Session, number: int, texts: Sequence[str]) -> None:
+    def write(self, connection: Connection, number: int, texts: Sequence[str]) -> None:
         """Write the texts of an image, in place of earlier ones."""
         raise NotImplementedError
 
-    def remove(self, session: Session, numbers: Sequence[int]) -> None:
+    def remove(self, connection: Connection, numbers: Sequence[int]) -> None:
         """Remove the texts of images."""
         raise NotImplementedError
 
@@ -39,20 +38,24 @@ class TextIndex(Protocol):
         raise NotImplementedError
 
 
+_PLACES = ", ".join(f":{name}" for name in COLUMNS)
+_SQLITE_ADD = text(f"INSERT INTO image_texts (rowid, {', '.join(COLUMNS)}) VALUES (:number, {_PLACES})")
+_SQLITE_REMOVE = text("DELETE FROM image_texts WHERE rowid = :number")
+
+
 class SqliteTexts:
     """The index in SQLite: a virtual table of FTS5, which the migrations create."""
 
-    def write(self, session: Session, number: int, texts: Sequence[str]) -> None:
+    def write(self, connection: Connection, number: int, texts: Sequence[str]) -> None:
         """See :class:`TextIndex`."""
-        self.remove(session, [number])
-        names, places = ", ".join(COLUMNS), ", ".join(f":{name}" for name in COLUMNS)
-        insert = f"INSERT INTO image_texts (rowid, {names}) VALUES (:number, {places})"
+        connection.execute(_SQLITE_REMOVE, {"number": number})
         values = dict(zip(COLUMNS, map(searchable, texts), strict=True))
-        session.execute(text(insert), {"number": number, **values})
+        connection.execute(_SQLITE_ADD, {"number": number, **values})
 
-    def remove(self, session: Session, numbers: Sequence[int]) -> None:
+    def remove(self, connection: Connection, numbers: Sequence[int]) -> None:
         """See :class:`TextIndex`."""
-        session.execute(text(f"DELETE FROM image_texts WHERE rowid IN ({','.join(map(str, numbers))})"))
+        if numbers:
+            connection.execute(_SQLITE_REMOVE, [{"number": number} for number in numbers])
 
     def finds(self, search: str) -> TextClause:
         """See :class:`TextIndex`."""
@@ -71,7 +74,7 @@ class PostgresTexts:
         "CREATE INDEX image_texts_by_word ON image_texts USING gin (words)",
     )
 
-    def write(self, session: Session, number: int, texts: Sequence[str]) -> None:
+    def write(self, connection: Connection, number: int, texts: Sequence[str]) -> None:
         """See :class:`TextIndex`."""
         found: list[str] = []
         place = 1
@@ -84,11 +87,11 @@ class PostgresTexts:
             "INSERT INTO image_texts (number, words) VALUES (:number, CAST(:words AS tsvector)) "
             "ON CONFLICT (number) DO UPDATE SET words = EXCLUDED.words"
         )
-        session.execute(text(upsert), {"number": number, "words": " ".join(found)})
+        connection.execute(text(upsert), {"number": number, "words": " ".join(found)})
 
-    def remove(self, session: Session, numbers: Sequence[int]) -> None:
+    def remove(self, connection: Connection, numbers: Sequence[int]) -> None:
         """See :class:`TextIndex`."""
-        session.execute(text("DELETE FROM image_texts WHERE number = ANY(:numbers)"), {"numbers": list(numbers)})
+        connection.execute(text("DELETE FROM image_texts WHERE number = ANY(:numbers)"), {"numbers": list(numbers)})
 
     def finds(self, search: str) -> TextClause:
         """See :class:`TextIndex`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ KEY = "models"
 
 CHANGE = 0.1
 """The share by which a timing must change before the file is written again."""
+
+WRITE_SECONDS = 30.0
+"""A model whose timing is in the file is written again after this time at the earliest."""
 
 NEWEST_SHARE = 0.5
 """The weight of the newest image in the mean. What else this machine does changes, so the newest counts most."""
@@ -106,6 +110,7 @@ class Timings:
         self._path = path
         self._lock = threading.Lock()
         self._of = dict(_read(measurements.read(path, KEY)))
+        self._written: dict[str, float] = {}
 
     def add(self, digest: str, request: Request, pixels: int, seconds: Seconds) -> None:
         """Record an image. ``pixels``: of the first pass. ``request``: with the model's defaults filled in."""
@@ -120,9 +125,13 @@ class Timings:
             if seconds.switch > MIN_SWITCH_SECONDS:
                 switch = seconds.switch
             self._of[digest] = timing = Timing(denoise, rest, switch)
+            now = time.monotonic()
+            just_written = now - self._written.get(digest, -WRITE_SECONDS) < WRITE_SECONDS
+            if before is not None and (just_written or not _differ(before, timing)):
+                return
+            self._written[digest] = now
             all_of_them = {name: asdict(one) for name, one in self._of.items()}
-        if before is None or _differ(before, timing):
-            measurements.keep(self._path, KEY, all_of_them)
+        measurements.keep(self._path, KEY, all_of_them)
 
     def predict(
         self, model: Known, others: Iterable[Known], request: Request, pixels: int, resident: bool

@@ -6,7 +6,7 @@ The same document is the row in the queue, the message to the worker, and the me
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from safelight.errors import RequestError
@@ -60,7 +60,7 @@ class Job:
     request: Request
     model: ModelReference
     parts: tuple[ComponentReference, ...] = ()
-    words: Mapping[str, tuple[int, ...]] | None = None
+    words: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     refiner: ModelReference | None = None
 
     def image(self, index: int) -> Job:
@@ -75,7 +75,7 @@ class Job:
             "model": asdict(self.model),
             "refiner": None if self.refiner is None else asdict(self.refiner),
             "parts": [asdict(part) for part in self.parts],
-            "words": {word: list(tokens) for word, tokens in (self.words or {}).items()},
+            "words": {word: list(tokens) for word, tokens in self.words.items()},
         }
 
     @classmethod

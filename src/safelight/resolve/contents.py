@@ -54,9 +54,7 @@ def find_contents(job: Job, catalog: Catalog, model: Model) -> Contents:
     loras = tuple(resolve_lora(lora, model, catalog.adapters, True, request.lenient) for lora in request.loras)
     controls = tuple(catalog.adapters.find_by_digest(control.name, control.digest) for control in request.controls)
     inversions = tuple(
-        Inversion(
-            adapter, embedding, (job.words or {})[embedding.word], tensor_names_by_encoder(embedding, adapter, model)
-        )
+        Inversion(adapter, embedding, job.words[embedding.word], tensor_names_by_encoder(embedding, adapter, model))
         for embedding in request.embeddings or ()
         for adapter in (catalog.adapters.find_by_digest(embedding.name, embedding.digest),)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import count
 
@@ -56,6 +56,7 @@ class Choosing:
         self._versions = count(1)
         self._version = 0
         self._ahead: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self._waiting_after: dict[str, tuple[int, list[Waiting]]] = {}
         self.slots: Sequence[Slot] = ()
         self.paused = False
 
@@ -63,7 +64,8 @@ class Choosing:
         """Choose a slot's next job and start it. None if there is none for it."""
         with self._lock:
             while not (self.paused or slot.draining or slot.supervisor.problem):
-                waiting = self._waiting(1)
+                # More than this choice needs: what the slot runs after it is found in the same jobs.
+                waiting = self._waiting(UPCOMING_JOBS_SCANNED)
                 if not waiting:
                     return None
                 others = [self._view(other) for other in self.slots if other is not slot and other.takes_jobs]
@@ -76,6 +78,8 @@ class Choosing:
                     # It was cancelled meanwhile.
                     continue
                 self.queue_changed()
+                started = next(one for one in waiting if one.id == choice.id)
+                self._waiting_after[slot.name] = self._version, order.after_start(waiting, started)
                 if here.resident[:1] != (job.group,):
                     slot.switches += 1
                 slot.charged = self._seconds_of(job.group)
@@ -107,7 +111,7 @@ class Choosing:
 
     def in_order(self, limit: int) -> list[tuple[order.Choice, str]]:
         """Return the first ``limit`` waiting jobs in the order in which they will start, each with its slot."""
-        return self._in_order(self._waiting(limit), limit)
+        return list(self._in_order(self._waiting(limit), limit))
 
     def queue_changed(self) -> None:
         """Note that jobs came or went, so that :meth:`upcoming` looks at the queue again."""
@@ -122,20 +126,23 @@ class Choosing:
         return self._ahead[slot][1]
 
     def _find_upcoming(self, slot: str) -> tuple[str, ...]:
-        waiting = self._waiting(UPCOMING_JOBS_SCANNED)
+        version, waiting = self._waiting_after.get(slot, (0, list[Waiting]()))
+        if version != self._version:
+            waiting = self._waiting(UPCOMING_JOBS_SCANNED)
         groups = {job.id: job.group for job in waiting}
-        # To read a job takes longer than to order the queue. So only one job of each group is read.
         first: dict[str, str] = {}
+        most = min(MAX_UPCOMING_MODELS, len(set(groups.values())))
         for choice, name in self._in_order(waiting, UPCOMING_JOBS_SCANNED):
-            if name in (slot, "") and len(first) < MAX_UPCOMING_MODELS:
+            if name in (slot, ""):
                 first.setdefault(groups[choice.id], choice.id)
-        jobs = self._database.jobs_of(list(first.values()))
-        return tuple(dict.fromkeys(jobs[one].request.model for one in first.values() if one in jobs))
+            if len(first) == most:
+                break
+        return tuple(dict.fromkeys(self._database.models_of(list(first.values())))) if first else ()
 
     def _waiting(self, limit: int) -> list[Waiting]:
         return self._database.waiting(order.candidates_needed(self._limits, limit))
 
-    def _in_order(self, waiting: Sequence[Waiting], limit: int) -> list[tuple[order.Choice, str]]:
+    def _in_order(self, waiting: Sequence[Waiting], limit: int) -> Iterator[tuple[order.Choice, str]]:
         slots = [self._view(slot) for slot in self.slots if slot.takes_jobs] or [SlotView()]
         with self._lock:
             leads = self._leads(waiting)

@@ -120,15 +120,16 @@ class Dispatcher:
             raise QueueFullError(waiting)
         queued = self._database.accept(*jobs, client=client, person=person, priority=priority)
         for job in queued:
-            tell_job(job.id, self._database, self._events)
+            tell_job(job, self._events)
         self.wake()
         return queued
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job; a running one stops at its next step. Returns whether it was queued or running."""
-        if self._database.end(job_id, "cancelled", "cancelled while it waited", was=("queued",)):
+        cancelled = self._database.end(job_id, "cancelled", "cancelled while it waited", was=("queued",))
+        if cancelled is not None:
             self._choosing.queue_changed()
-            tell_job(job_id, self._database, self._events)
+            tell_job(cancelled, self._events)
             return True
         job = self._database.job(job_id)
         if job is None or job.state != "running":
@@ -142,10 +143,10 @@ class Dispatcher:
         """Set the priorities of waiting jobs, by identifier. Returns the identifiers of the jobs that did wait."""
         changed = self._database.set_priorities(priorities)
         for job in changed:
-            tell_job(job, self._database, self._events)
+            tell_job(job, self._events)
         if changed:
             self.wake()
-        return changed
+        return [job.id for job in changed]
 
     def cancel_waiting(self, person: str | None = None) -> list[str]:
         """Cancel all jobs that wait, and return their identifiers; ``person``: only this person's."""
@@ -246,23 +247,23 @@ class Dispatcher:
         if slot.unwritten is None:
             return
         job, outcome = slot.unwritten
-        ended = outcome.state != "queued"
-        if ended:
-            failure = outcome.failure
-            self._database.end(job.id, outcome.state, outcome.reason, seconds=outcome.seconds, failure=failure)
+        reason, seconds = outcome.reason, outcome.seconds
+        if outcome.state != "queued":
+            now = self._database.end(job.id, outcome.state, reason, seconds=seconds, failure=outcome.failure)
         else:
-            self._database.put_back(job.id, outcome.reason, outcome.counts_as_attempt, outcome.seconds)
+            now = self._database.put_back(job.id, reason, outcome.counts_as_attempt, seconds)
             if job.id in slot.runner.cancelled:
                 # Somebody cancelled the job after its outcome was known, so end it here. From now on, cancel() finds
                 # it in the queue.
-                ended = self._database.end(job.id, "cancelled", "cancelled while it ran", was=("queued",))
-        if ended:
+                now = self._database.end(job.id, "cancelled", "cancelled while it ran", was=("queued",)) or now
+        # None if an earlier try has written the outcome, but the database did not confirm it.
+        now = now or self._database.job(job.id) or job
+        if now.state != "queued":
             for each in self.slots:
                 each.runner.cancelled.discard(job.id)
-        tell_job(job.id, self._database, self._events)
+        tell_job(now, self._events)
         slot.unwritten = None
-        name = slot.name if len(self.slots) > 1 else ""
-        _log_end(self._database.job(job.id) or job, job.attempts, outcome.seconds, name)
+        _log_end(now, job.attempts, seconds, slot.name if len(self.slots) > 1 else "")
 
 
 def _log_end(job: QueuedJob, attempt: int, seconds: float, slot: str) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -157,7 +156,7 @@ class JobRunner:
     def _attempt(self, job: QueuedJob) -> Outcome:
         """Run a job, and turn each error into an outcome."""
         try:
-            tell_job(job.id, self._database, self._events)
+            tell_job(job, self._events)
             if job.unreadable:
                 return Outcome("failed", f"this version cannot read its request: {job.unreadable}", "input")
             if job.images >= job.request.count:
@@ -203,10 +202,13 @@ class JobRunner:
                     case Made(_, index, image):
                         self._images.add(job, index, image, self._slot, self._supervisor.machine)
                         self._record_time(job, start.job.request, image)
-                    case Ended(_, kind, problem, resident):
+                    case Ended(_, kind, problem, resident, memory):
+                        # An isolated job used none of the worker's memory.
                         if not job.request.isolate:
                             self.resident = (job.group, *(digest for digest in resident if digest != job.group))
-                        self._supervisor.ask("memory").add_done_callback(self._store_memory)
+                            if memory is not None:
+                                self.memory = memory
+                                self._events.tell(Event("memory", "", memory))
                         if kind == "cancelled":
                             return self._stopped_outcome(job)
                         return Outcome("done") if kind == "done" else _failed(kind, problem)
@@ -239,12 +241,6 @@ class JobRunner:
     def _record_time(self, job: QueuedJob, request: Request, image: Image) -> None:
         drawn = image.metadata["request"]
         self._timings.add(job.group, request, drawn["width"] * drawn["height"], image.seconds)
-
-    def _store_memory(self, memory: Future[Any]) -> None:
-        """Store the worker's memory report between two jobs. A worker that died meanwhile sends none."""
-        if memory.exception() is None:
-            self.memory = memory.result()
-            self._events.tell(Event("memory", "", self.memory))
 
 
 def _failed(kind: Failure, problem: str) -> Outcome:

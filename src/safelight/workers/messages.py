@@ -101,12 +101,14 @@ class Ended:
     kind: how it ended: done, cancelled, or the kind of its failure.
     problem: the reason of a failure, else empty.
     resident: the digests of the models in memory, the most recently used first.
+    memory: the worker's memory, see :meth:`safelight.workers.local_engine.LocalEngine.memory`; None if it is unknown.
     """
 
     job_id: str
     kind: Literal["done", "cancelled"] | Failure
     problem: str
     resident: tuple[str, ...]
+    memory: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

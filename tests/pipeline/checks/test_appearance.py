@@ -108,6 +108,21 @@ def test_only_doubtful_images_are_decoded_again_once_a_vae_is_known() -> None:
     assert again < times(18, 60)
 
 
+def test_an_image_of_one_latent_spoils_nothing_for_later_ones() -> None:
+    check, again = AppearanceCheck(), []
+    for seed in range(appearance.ALWAYS_CHECKED + 100):
+        latents = smooth(seed)[..., :1, :1] if seed == 50 else smooth(seed)
+        pixels = decoded(latents)
+
+        def decode(pixels: torch.Tensor = pixels, seed: int = seed) -> torch.Tensor:
+            again.append(seed)
+            return pixels
+
+        check.marks("v", latents, pixels, decode)
+    later = [seed for seed in again if seed >= appearance.ALWAYS_CHECKED]
+    assert 1 <= len(later) <= 70
+
+
 def test_the_starters_images_are_not_marked(engine: LocalEngine) -> None:
     for prompt in PROMPTS[: times(1, 4)]:
         for model in ("starter-noto", "starter-twemoji", "starter-fluent"):

@@ -215,7 +215,7 @@ def _features(latents: torch.Tensor) -> torch.Tensor:
     own = latents.flatten(1).T
     around = F.unfold(F.pad(latents[None], (1, 1, 1, 1), mode="replicate"), 3)[0].T
     first, second = torch.triu_indices(own.shape[1], own.shape[1])
-    mean, spread = own.mean(0), own.std(0)
+    mean, spread = own.mean(0), own.std(0, correction=0)  # An image may have a single latent.
     whole = torch.cat([mean, spread, mean / (spread + 0.1), torch.ones(1, dtype=own.dtype)]).expand(len(own), -1)
     normal = [own * mean, own * spread, own / (spread + 0.1), (own - mean) / (spread + 0.1)]
     return torch.cat([around, own[:, first] * own[:, second], *normal, whole], 1)
