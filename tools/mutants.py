@@ -184,7 +184,7 @@ MUTANTS = (
     Mutant(
         "parameters are emptied at the end",
         "models/bind.py",
-        "                parameter.data = nothing.to(parameter.dtype)\n",
+        "                parameter.data = nothing[dtypes[name]]\n",
         "                pass\n",
         "tests/models/test_bind.py::test_nothing_survives_whatever_is_kept",
     ),
@@ -423,9 +423,9 @@ MUTANTS = (
     ),
     Mutant(
         "each job ends once",
-        "queue/database.py",
-        "update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values)",
-        "update(JobRow).where(JobRow.id == job_id).values(**values)",
+        "queue/job_statements.py",
+        '.where(_job.id == bindparam("of"), _job.state.in_(bindparam("was", expanding=True)))',
+        '.where(_job.id == bindparam("of"))',
         "tests/queue/test_database.py",
     ),
     Mutant(
