@@ -43,8 +43,8 @@ MUTANTS = (
     Mutant(
         "the claim is checked after the wait for others who write",
         "queue/sql_database.py",
-        "        self.before_writing()\n\n    @contextlib.contextmanager\n    def _errors",
-        "\n    @contextlib.contextmanager\n    def _errors",
+        "        connection.execute(self._begin)\n",
+        "        self.before_writing()\n        connection.execute(self._begin)\n        return\n",
         "tests/queue/test_postgres.py::test_a_write_that_waits_while_another_server_claims_the_database_is_refused",
     ),
     Mutant(
@@ -97,6 +97,20 @@ MUTANTS = (
         "tests/queue/test_image_files.py::test_a_thumbnail_that_was_lost_with_the_power_is_made_again",
     ),
     Mutant(
+        "a thumbnail for which there is no room leaves no marker",
+        "queue/image_files.py",
+        "                    self.finish(image_id)\n                    raise\n",
+        "                    raise\n",
+        "tests/queue/test_image_files.py::test_a_thumbnail_for_which_there_is_no_room_leaves_nothing",
+    ),
+    Mutant(
+        "a timing that was not written is written later",
+        "queue/timings.py",
+        "not _differ(in_file, timing)",
+        "not (before and _differ(before, timing))",
+        "tests/queue/test_timings.py::test_the_file_is_not_written_for_each_image",
+    ),
+    Mutant(
         "a document that changed is parsed again",
         "queue/documents.py",
         "if cached is not None and cached[0] == document:",
@@ -106,7 +120,7 @@ MUTANTS = (
     Mutant(
         "the queue is looked at again when it changed",
         "workers/choosing.py",
-        "        self._version = next(self._versions)\n",
+        "        self._version = version\n",
         "",
         "tests/workers/test_dispatcher.py",
     ),
@@ -423,7 +437,7 @@ MUTANTS = (
     ),
     Mutant(
         "each job ends once",
-        "queue/job_statements.py",
+        "queue/statements.py",
         '.where(_job.id == bindparam("of"), _job.state.in_(bindparam("was", expanding=True)))',
         '.where(_job.id == bindparam("of"))',
         "tests/queue/test_database.py",

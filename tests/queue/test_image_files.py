@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image as PILImage
 
+from safelight.errors import StorageError
 from safelight.queue.export import export
 from safelight.queue.image_files import THUMBNAIL, Gallery
 from safelight.queue.stored_image import StoredImage
@@ -57,6 +58,19 @@ def test_a_thumbnail_that_was_lost_with_the_power_is_made_again(image: Image, tm
     whole = gallery.thumbnail(one.id).read_bytes()
     gallery.thumbnail(one.id).write_bytes(b"")
     assert gallery.make_thumbnail(one).read_bytes() == whole
+
+
+def test_a_thumbnail_for_which_there_is_no_room_leaves_nothing(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise StorageError(path, "cannot be written: No space left on device")
+
+    gallery = Gallery(tmp_path / "gallery")
+    monkeypatch.setattr("safelight.queue.image_files.write_whole", full)
+    with pytest.raises(StorageError):
+        gallery.put(image, "a" * 32)
+    assert [path for path in (tmp_path / "gallery").rglob("*") if path.is_file()] == []
 
 
 def test_what_a_killed_server_left_goes_at_the_next_start(image: Image, tmp_path: Path) -> None:

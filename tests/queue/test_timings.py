@@ -62,13 +62,17 @@ def test_an_image_without_a_switch_leaves_the_time_of_the_last_one(
         assert (found.switch, found.image) == (1.0, pytest.approx(32.0))
 
 
-def test_the_file_is_not_written_for_each_image(tmp_path: Path) -> None:
+def test_the_file_is_not_written_for_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "timings.json"
     timings = measured(path)
     before = path.stat()
     for _ in range(3):
         timings.add(SMALL.digest, REQUEST, MEGAPIXEL, Seconds(switch=0.0, encode=0.5, denoise=40.0, decode=1.5))
     assert path.stat() == before
+    # What was not written then is written later, although it does not change any more.
+    monkeypatch.setattr("safelight.queue.timings.WRITE_SECONDS", 0.0)
+    timings.add(SMALL.digest, REQUEST, MEGAPIXEL, Seconds(switch=0.0, encode=0.5, denoise=37.5, decode=1.5))
+    assert Timings(path).predict(SMALL, MODELS, REQUEST, MEGAPIXEL, True).image == pytest.approx(39.5)
     # A new model is written at once, with what is known of the others.
     timings.add(LARGE.digest, REQUEST, MEGAPIXEL, Seconds(switch=0.0, encode=0.5, denoise=40.0, decode=1.5))
     assert Timings(path).predict(SMALL, MODELS, REQUEST, MEGAPIXEL, True).image == pytest.approx(39.5)

@@ -127,8 +127,7 @@ class OnDevice(torch.Tensor):
 _SET_DATA = torch.Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
 
 _DEVICE_ITSELF = frozenset(
-    getattr(torch.Tensor, name).__get__
-    for name in ("device", "dtype", "is_cpu", "is_cuda", "is_mps", "data", "grad", "is_leaf")
+    getattr(torch.Tensor, name).__get__ for name in ("device", "is_cpu", "is_cuda", "is_mps", "data", "grad", "is_leaf")
 ) | frozenset(
     {
         torch.Tensor.detach,

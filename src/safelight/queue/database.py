@@ -14,8 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from safelight.errors import InputError
-from safelight.queue import documents
-from safelight.queue import job_statements as statements
+from safelight.queue import documents, statements
 from safelight.queue.audit_table import AuditTable
 from safelight.queue.board_table import BoardTable
 from safelight.queue.database_file import open_file
@@ -93,13 +92,13 @@ class Database:
             {**{name: getattr(one, name) for name in _OWN_COLUMNS}, "document": job.to_json()}
             for one, job in zip(queued, jobs, strict=True)
         ]
+        for one, row, job in zip(queued, rows, jobs, strict=True):
+            documents.remember(one.id, row["document"], job)
         with self._file.transaction() as connection:
             known = person and connection.execute(statements.ANY_PERSON).first()
             if known and connection.execute(statements.PERSON, {"name": person}).first() is None:
                 raise InputError(f"there is no person {person!r} any more")
             numbers = connection.execute(statements.ADD, rows).scalars().all()
-        for one, row, job in zip(queued, rows, jobs, strict=True):
-            documents.remember(one.id, row["document"], job)
         return [replace(job, number=number) for job, number in zip(queued, numbers, strict=True)]
 
     def job(self, job_id: str) -> QueuedJob | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image as PILImage
 
+from safelight.errors import FileError
 from safelight.file_patterns import DEFAULT
 from safelight.files.disk import (
     flush_to_disk,
@@ -100,10 +101,15 @@ class Gallery:
                     continue
                 # From now on, a killed server's next start removes both files, if the row is not there by then.
                 self._mark(image_id, name)
+                # A thumbnail that is lost with the power is made again.
+                try:
+                    write_whole(self.thumbnail(image_id), _thumbnail(picture), wait=False)
+                except FileError:
+                    # The marker must not stay: another file may get this name.
+                    self.finish(image_id)
+                    raise
                 with contextlib.suppress(FileExistsError):
                     place_new(temporary, self._images / name)
-                    # A thumbnail that is lost with the power is made again.
-                    write_whole(self.thumbnail(image_id), _thumbnail(picture), wait=False)
                     return name
         raise AssertionError
 

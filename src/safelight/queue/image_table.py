@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, 
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError
-from safelight.queue.job_statements import ADD_IMAGE
+from safelight.queue import statements
 from safelight.queue.person import LOCAL, Person
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.stored_image import NO_BOARD, Facets, ImageChange, ImageFilter, ImagePage, StoredImage
@@ -50,7 +50,7 @@ class ImageTable:
         """Add an image within a transaction. The caller writes the image's file first."""
         values = {name: getattr(image, name) for name in _COLUMNS}
         more = {"job": image.job or None, "board": image.board or None, "metadata": image.metadata}
-        number = connection.execute(ADD_IMAGE, {**values, **more}).scalar_one()
+        number = connection.execute(statements.ADD_IMAGE, {**values, **more}).scalar_one()
         loras, tags = dict.fromkeys(image.loras), dict.fromkeys(image.tags)
         if loras:
             connection.execute(insert(ImageLoraRow), [{"image": number, "lora": lora} for lora in loras])

@@ -124,11 +124,11 @@ def choose(
         return None
     due: dict[str, str] = {}
     candidates: list[Waiting] = []
-    for person in sorted(jobs, key=lambda person: leads.get(person, 0.0)):
+    for person, own in jobs.items():
         if leads.get(person, 0.0) - least > limits.lead:
-            break
+            continue
         # An older job does not overtake a later one. So the oldest of a person's due jobs is next, or one before it.
-        first_due = next((job for job in jobs[person] if _is_due(job, limits)), None)
+        first_due = next((job for job in own if _due(job, limits)), None)
         free = runnable[person]
         if first_due is not None and (not first_due.slot or first_due.slot != tried_here):
             due[first_due.id] = _due(first_due, limits)
@@ -139,7 +139,6 @@ def choose(
             free = [job for job in free if job.number < first_due.number]
         most = max((job.priority for job in free), default=0)
         candidates += [job for job in free if job.priority == most][: _window(limits)]
-    # Two people with equal leads take turns by age.
     candidates.sort(key=lambda job: (leads.get(job.person, 0.0), job.number))
     resident = set(slot.resident)
     here = [job for job in candidates if job.group in resident]
@@ -180,11 +179,11 @@ def in_order(
     left = _first_of_each(waiting, candidates_needed(limits, limit))
     running, ahead, now = list(slots), dict(leads), 0.0
     while left and limit:
+        views = [_at(slot, now) for slot in running]
         for place in sorted(range(len(running)), key=lambda at: running[at].free_in):
             # All free slots ask, in the order in which they became free.
             if running[place].free_in > now:
                 continue
-            views = [_at(slot, now) for slot in running]
             slot, others = views[place], [*views[:place], *views[place + 1 :]]
             choice = choose(left, slot, limits, others, ahead, costs)
             if choice is not None:
@@ -230,10 +229,6 @@ def candidates_needed(limits: OvertakeLimits, limit: int) -> int:
 def overtaken_once(job: Waiting, seconds: float) -> Waiting:
     """Return the job with counts that include one more later job, which computed for ``seconds`` before it."""
     return replace(job, overtaken=job.overtaken + 1, delayed=job.delayed + seconds)
-
-
-def _is_due(job: Waiting, limits: OvertakeLimits) -> bool:
-    return job.overtaken >= limits.overtakes or job.delayed >= limits.seconds
 
 
 def _due(job: Waiting, limits: OvertakeLimits) -> str:

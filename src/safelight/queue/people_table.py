@@ -11,11 +11,11 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError
-from safelight.queue.job_statements import ANY_PERSON, PERSON
+from safelight.queue import statements
 from safelight.queue.person import Person, Role
 from safelight.queue.sql_database import SqlDatabase
 from safelight.queue.tables import (
@@ -34,18 +34,6 @@ MOST_OF_A_KIND = 1000
 
 USED_SECONDS = 60.0
 """When a key was used last is written at most this often."""
-
-_PERSON = (PersonRow.name, PersonRow.role, PersonRow.weight, PersonRow.created)
-_OF_SESSION = (
-    select(*_PERSON)
-    .join(PersonSessionRow, PersonSessionRow.person == PersonRow.name)
-    .where(PersonSessionRow.digest == bindparam("token"), PersonSessionRow.expires > bindparam("now"))
-)
-_OF_KEY = (
-    select(*_PERSON, PersonKeyRow.id.label("key_id"), PersonKeyRow.used)
-    .join(PersonKeyRow, PersonKeyRow.person == PersonRow.name)
-    .where(PersonKeyRow.digest == bindparam("key"))
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +55,7 @@ class PeopleTable:
     def any(self) -> bool:
         """Return whether the server knows people."""
         with self._file.connection() as connection:
-            return connection.execute(ANY_PERSON).first() is not None
+            return connection.execute(statements.ANY_PERSON).first() is not None
 
     def all(self) -> list[Person]:
         """Return the people by name."""
@@ -77,7 +65,7 @@ class PeopleTable:
     def get(self, name: str) -> Person | None:
         """Return a person; None if there is none of this name."""
         with self._file.connection() as connection:
-            row = connection.execute(PERSON, {"name": name}).one_or_none()
+            row = connection.execute(statements.PERSON, {"name": name}).one_or_none()
         return None if row is None else _person(row)
 
     def password_of(self, name: str) -> str | None:
@@ -169,8 +157,9 @@ class PeopleTable:
 
     def of_session(self, token: str) -> Person | None:
         """Return whose session it is; None if there is none, or it has expired."""
+        asked = {"token": digest_of(token), "now": time.time()}
         with self._file.connection() as connection:
-            row = connection.execute(_OF_SESSION, {"token": digest_of(token), "now": time.time()}).one_or_none()
+            row = connection.execute(statements.PERSON_OF_SESSION, asked).one_or_none()
         return None if row is None else _person(row)
 
     def keys(self, name: str) -> list[PersonKey]:
@@ -202,7 +191,7 @@ class PeopleTable:
     def of_key(self, key: str) -> Person | None:
         """Return whose key it is; None if it is nobody's."""
         with self._file.connection() as connection:
-            row = connection.execute(_OF_KEY, {"key": digest_of(key)}).one_or_none()
+            row = connection.execute(statements.PERSON_OF_KEY, {"key": digest_of(key)}).one_or_none()
         if row is None:
             return None
         if (row.used or 0.0) < time.time() - USED_SECONDS:

@@ -110,6 +110,7 @@ class Timings:
         self._path = path
         self._lock = threading.Lock()
         self._of = dict(_read(measurements.read(path, KEY)))
+        self._in_file = dict(self._of)
         self._written: dict[str, float] = {}
 
     def add(self, digest: str, request: Request, pixels: int, seconds: Seconds) -> None:
@@ -125,11 +126,11 @@ class Timings:
             if seconds.switch > MIN_SWITCH_SECONDS:
                 switch = seconds.switch
             self._of[digest] = timing = Timing(denoise, rest, switch)
-            now = time.monotonic()
+            now, in_file = time.monotonic(), self._in_file.get(digest)
             just_written = now - self._written.get(digest, -WRITE_SECONDS) < WRITE_SECONDS
-            if before is not None and (just_written or not _differ(before, timing)):
+            if in_file is not None and (just_written or not _differ(in_file, timing)):
                 return
-            self._written[digest] = now
+            self._written[digest], self._in_file = now, dict(self._of)
             all_of_them = {name: asdict(one) for name, one in self._of.items()}
         measurements.keep(self._path, KEY, all_of_them)
 

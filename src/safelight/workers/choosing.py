@@ -56,7 +56,7 @@ class Choosing:
         self._versions = count(1)
         self._version = 0
         self._ahead: dict[str, tuple[int, tuple[str, ...]]] = {}
-        self._waiting_after: dict[str, tuple[int, list[Waiting]]] = {}
+        self._known_waiting: tuple[int, list[Waiting]] = 0, []
         self.slots: Sequence[Slot] = ()
         self.paused = False
 
@@ -77,9 +77,8 @@ class Choosing:
                 if job is None:
                     # It was cancelled meanwhile.
                     continue
-                self.queue_changed()
                 started = next(one for one in waiting if one.id == choice.id)
-                self._waiting_after[slot.name] = self._version, order.after_start(waiting, started)
+                self._known_waiting = self.queue_changed(), order.after_start(waiting, started)
                 if here.resident[:1] != (job.group,):
                     slot.switches += 1
                 slot.charged = self._seconds_of(job.group)
@@ -113,9 +112,14 @@ class Choosing:
         """Return the first ``limit`` waiting jobs in the order in which they will start, each with its slot."""
         return list(self._in_order(self._waiting(limit), limit))
 
-    def queue_changed(self) -> None:
-        """Note that jobs came or went, so that :meth:`upcoming` looks at the queue again."""
-        self._version = next(self._versions)
+    def queue_changed(self) -> int:
+        """Note that jobs came or went, so that :meth:`upcoming` looks at the queue again.
+
+        Returns the number of the queue's new version.
+        """
+        version = next(self._versions)
+        self._version = version
+        return version
 
     def upcoming(self, slot: str) -> tuple[str, ...]:
         """The models of the next jobs of a slot, the soonest first."""
@@ -126,7 +130,7 @@ class Choosing:
         return self._ahead[slot][1]
 
     def _find_upcoming(self, slot: str) -> tuple[str, ...]:
-        version, waiting = self._waiting_after.get(slot, (0, list[Waiting]()))
+        version, waiting = self._known_waiting
         if version != self._version:
             waiting = self._waiting(UPCOMING_JOBS_SCANNED)
         groups = {job.id: job.group for job in waiting}

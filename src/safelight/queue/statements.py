@@ -1,7 +1,6 @@
-"""The SQL statements of the queue, built once. Their named values are in the docstring of each.
+"""The SQL statements that each job and each request needs, built once. Their named values are in the docstring of each.
 
-SQLAlchemy takes several times longer to build a statement, or to run one by its ORM, than SQLite takes to execute it;
-and each job needs some ten of them.
+SQLAlchemy takes several times longer to build a statement, or to run one by its ORM, than SQLite takes to execute it.
 """
 
 from __future__ import annotations
@@ -10,9 +9,11 @@ from typing import cast
 
 from sqlalchemy import Table, bindparam, func, insert, select, update
 
-from safelight.queue.tables import ImageRow, JobRow, PersonRow
+from safelight.queue.tables import ImageRow, JobRow, PersonKeyRow, PersonRow, PersonSessionRow
 
-JOBS, IMAGES, _PEOPLE = (cast("Table", row.__table__) for row in (JobRow, ImageRow, PersonRow))
+JOBS, IMAGES, _PEOPLE, _SESSIONS, _KEYS = (
+    cast("Table", row.__table__) for row in (JobRow, ImageRow, PersonRow, PersonSessionRow, PersonKeyRow)
+)
 _job, _is_queued = JOBS.c, JOBS.c.state == "queued"
 
 ADD = insert(JOBS).returning(JOBS.c.number, sort_by_parameter_order=True)
@@ -23,6 +24,20 @@ ANY_PERSON = select(_PEOPLE.c.name).limit(1)
 
 PERSON = select(_PEOPLE).where(_PEOPLE.c.name == bindparam("name"))
 """The person ``name``."""
+
+PERSON_OF_SESSION = (
+    select(_PEOPLE)
+    .join(_SESSIONS, _SESSIONS.c.person == _PEOPLE.c.name)
+    .where(_SESSIONS.c.digest == bindparam("token"), _SESSIONS.c.expires > bindparam("now"))
+)
+"""The person of the session whose token has the digest ``token``, if it has not expired at ``now``."""
+
+PERSON_OF_KEY = (
+    select(_PEOPLE, _KEYS.c.id.label("key_id"), _KEYS.c.used)
+    .join(_KEYS, _KEYS.c.person == _PEOPLE.c.name)
+    .where(_KEYS.c.digest == bindparam("key"))
+)
+"""The person of the key with the digest ``key``, the key's identifier, and when it was used."""
 
 JOB = select(JOBS).where(_job.id == bindparam("id"))
 """The job with the identifier ``id``."""
