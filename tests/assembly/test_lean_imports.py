@@ -25,7 +25,8 @@ with torch.device("meta"):
 names = (COMPILER, STATISTICS, INTEGRATION, OPTIMIZATION)
 postponed = [name for name in names if type(sys.modules[name]) is _Postponed]
 inner = ("torch._dynamo.eval_frame", "scipy.stats._stats_py", "scipy.integrate._quadpack_py", "scipy.optimize._lsap")
-loaded = [name for name in (*inner, "sqlalchemy", "torch.distributed.tensor", "sympy") if name in sys.modules]
+unused = (*inner, "sqlalchemy", "torch.distributed.tensor", "sympy", "peft", "accelerate")
+loaded = [name for name in unused if name in sys.modules]
 assert torch.distributed.is_available()
 # transformers has imported this function by its name.
 from transformers.loss.loss_for_object_detection import linear_sum_assignment

@@ -108,3 +108,34 @@ def test_another_chip_or_system_is_tried_again(part: str, tmp_path: Path, monkey
         kernels = Kernels(choice.device("cpu"), tmp_path, nullcontext)
         assert value in kernels._machine
     assert len(tries) == 2
+
+
+HEAP = """
+import ctypes
+from safelight.devices import machine
+
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+
+def kept():
+    before = machine.anonymous_bytes()
+    blocks = [library.malloc(4 << 20) for _ in range(12)]
+    for block in blocks:
+        ctypes.memset(block, 1, 4 << 20)
+    for block in blocks:
+        library.free(block)
+    return machine.anonymous_bytes() - before
+
+with machine.small_heap():
+    print(kept())
+print(kept())
+"""
+
+
+@pytest.mark.skipif(machine._OPTION is None, reason="glibc alone has this option")
+def test_freed_blocks_return_to_the_system_while_the_heap_is_kept_small() -> None:
+    printed = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True).stdout
+    small, usual = map(int, printed.split())
+    assert small < 8 << 20
+    assert usual > 32 << 20

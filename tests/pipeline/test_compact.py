@@ -62,7 +62,10 @@ def unet_segments(model: Any) -> tuple[Segment, ...]:
 
 
 def room_for(engine: Any, model: Any, count: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Return the bytes that suffice for all components, quantised, and for ``count`` dequantised segments."""
+    """Return the bytes that suffice for all components, quantised, and for ``count`` dequantised segments.
+
+    There is room to dequantise a weight, too.
+    """
     resources = engine.resources_for(model, "fp32")
     with monkeypatch.context() as patch:
         patch.setattr(Planner, "most_weight_bytes", lambda *_: 0)
@@ -71,6 +74,8 @@ def room_for(engine: Any, model: Any, count: int, monkeypatch: pytest.MonkeyPatc
     for one in kept.manifest.components:
         dtype = dtype_of(resources.run_settings, model.family, one.role)
         total += sum(segment.nbytes for segment in needed_segments(one, dtype, unread_tensors(model, one)))
+    planner = resources.residency.planner
+    total += max(planner.dequantised_bytes(one, torch.float32) for one in kept.manifest.components)
     unet = kept.manifest.component("unet")
     return total + sum(
         widened_bytes(unet, segment, torch.float32) - segment.nbytes for segment in unet_segments(kept)[:count]

@@ -28,6 +28,9 @@ INTEGRATION = "scipy.integrate"
 OPTIMIZATION = "scipy.optimize"
 """Transformers imports a function of it for the training of object detection."""
 
+UNUSED = ("accelerate", "peft")
+"""Packages that diffusers and transformers import if they are installed. Safelight does not need them."""
+
 _MARKERS = frozenset({"allow_in_graph", "assume_constant_result", "disable"})
 """Decorators by which the libraries tell the compiler how to treat a function."""
 
@@ -35,6 +38,8 @@ _MARKERS = frozenset({"allow_in_graph", "assume_constant_result", "disable"})
 @contextmanager
 def lean_imports() -> Generator[None]:
     """Within the context, imports do not load the modules above, nor torch's modules for several machines.
+
+    For diffusers and transformers, the packages of ``UNUSED`` are not installed in this process: they ask once.
 
     After the context, the first lookup in the modules above loads them. Until then the compiler's decorators return
     their function as it is: nobody compiles it. For transformers, torch cannot use several machines in this process:
@@ -45,12 +50,16 @@ def lean_imports() -> Generator[None]:
     postponed = [
         module for module in map(_postpone, (COMPILER, STATISTICS, INTEGRATION, OPTIMIZATION)) if module is not None
     ]
+    hidden = [name for name in UNUSED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # pyright: ignore[reportCallIssue, reportArgumentType]
     has_distributed = torch.distributed.is_available
     torch.distributed.is_available = lambda: False
     try:
         yield
     finally:
         torch.distributed.is_available = has_distributed
+        for name in hidden:
+            sys.modules.pop(name, None)
         for module in postponed:
             module.may_load()
 

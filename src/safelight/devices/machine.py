@@ -6,12 +6,15 @@ Four limits apply: the machine's free memory, the limits of the process's cgroup
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import platform
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,6 +143,36 @@ def trim_allocator() -> None:
         _TRIM(0)
 
 
+@contextlib.contextmanager
+def small_heap() -> Generator[None]:
+    """Keep the allocator's heap small within the context. It works with glibc; elsewhere nothing happens.
+
+    Without it, freed blocks of up to 32 MiB stay in the heap, between others that are in use: 300 MB in an image of
+    FLUX. Within it, each freed block of 1 MiB or more returns to the system at once. The system clears its pages at the
+    next use, so that a step takes up to a tenth longer.
+    """
+    if _OPTION is None or any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
+        yield
+        return
+    _set_thresholds(1 << 20)
+    try:
+        yield
+    finally:
+        # The allocator raises its own threshold up to this one.
+        _set_thresholds(32 << 20)
+
+
+def _set_thresholds(nbytes: int) -> None:
+    """Set the size from which a block has pages of its own, and twice it for the free bytes at the heap's end."""
+    assert _OPTION is not None
+    _OPTION(_M_MMAP_THRESHOLD, nbytes)
+    _OPTION(_M_TRIM_THRESHOLD, 2 * nbytes)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of glibc's ``malloc.h``."""
+
+_OPTION = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
 _PAGE = resource.getpagesize()
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 

@@ -22,8 +22,8 @@ class AllocationRecorder:
     :class:`safelight.memory.account.LedgerRecorder` charges a ledger.
     """
 
-    def charge(self, nbytes: int, owner: str, reason: str) -> int:
-        del nbytes, owner, reason
+    def charge(self, nbytes: int, owner: str, reason: str, over_budget: bool = False) -> int:
+        del nbytes, owner, reason, over_budget
         return 0
 
     def rename(self, number: int, owner: str, reason: str) -> None:
@@ -90,13 +90,14 @@ class SlabPool:
             self._free_lingering()
             return sum(slab.nbytes for slab in self._lingering)
 
-    def take(self, nbytes: int, owner: str = "", reason: str = "weights") -> Slab:
+    def take(self, nbytes: int, owner: str = "", reason: str = "weights", over_budget: bool = False) -> Slab:
         """Return a slab of ``nbytes`` bytes, rounded up. Its content is arbitrary, and no submitted work uses it.
 
         The pool reuses a cached slab of the same size if it has one, because checkpoints of one architecture have the
         same segments. Otherwise it allocates a slab, and frees cached ones if it needs the room.
 
         ``owner``, ``reason``: for the recorder's entry.
+        ``over_budget``: record the allocation even if it exceeds the budget.
         Raises OutOfMemoryError if the allocation fails, and OverBudget if the ledger's budget is exhausted.
         """
         size = max(aligned(nbytes), 1)
@@ -107,16 +108,16 @@ class SlabPool:
                 self._cached.remove(slab)
                 self._recorder.rename(slab.number, owner, reason)
             else:
-                slab = self._new(size, owner, reason)
+                slab = self._new(size, owner, reason, over_budget)
             self._used.append(slab)
         slab.busy.wait()
         slab.busy = PASSED
         return slab
 
-    def _new(self, size: int, owner: str, reason: str) -> Slab:
+    def _new(self, size: int, owner: str, reason: str, over_budget: bool) -> Slab:
         while True:
             try:
-                return self._allocate(size, owner, reason)
+                return self._allocate(size, owner, reason, over_budget)
             except (MemoryError, OutOfMemoryError):
                 if not self._cached and not self.collect():
                     raise
@@ -133,8 +134,8 @@ class SlabPool:
             gc.collect()
         return self.lingering_bytes < before
 
-    def _allocate(self, size: int, owner: str, reason: str) -> Slab:
-        number = self._recorder.charge(self.device.rounded(size), owner, reason)
+    def _allocate(self, size: int, owner: str, reason: str, over_budget: bool) -> Slab:
+        number = self._recorder.charge(self.device.rounded(size), owner, reason, over_budget)
         try:
             base = self.device.allocate(size)
             # Submitted computations may still use these bytes, so nobody may write to them before the fence passes.

@@ -23,12 +23,12 @@ class LedgerRecorder(AllocationRecorder):
         self._sizes: dict[int, int] = {}
         self._lock = threading.Lock()
 
-    def charge(self, nbytes: int, owner: str, reason: str) -> int:
+    def charge(self, nbytes: int, owner: str, reason: str, over_budget: bool = False) -> int:
         with self._lock:
             free = None if self._max_bytes is None else self._max_bytes - sum(self._sizes.values())
-            if free is not None and nbytes > free:
+            if free is not None and nbytes > free and not over_budget:
                 raise OverBudget(self._place, nbytes, max(0, free))
-            number = self._ledger.charge(self._place, nbytes, owner, reason)
+            number = self._ledger.charge(self._place, nbytes, owner, reason, already_used=over_budget)
             self._sizes[number] = nbytes
             return number
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from safelight.devices.base import Device
-from safelight.devices.pool import Slab
+from safelight.devices.pool import Slab, SlabPool
 from safelight.errors import BindingError
 from safelight.memory.dequantiser import Dequantiser
 from safelight.memory.plan import Plan
@@ -81,6 +81,7 @@ class Use:
     ``upcoming``: the components (:func:`component_key`) wanted after it, the soonest first.
     ``min_bytes_of_later_leases``: bytes to leave for the weights of components that the stage leases after this one:
     :meth:`Planner.min_weight_bytes`.
+    ``dequantised_bytes``: bytes to keep for the weights that one operation dequantises. They count like weights.
     ``unread``: names of tensors that the lease never reads. A segment that has no others is not brought into memory.
     """
 
@@ -88,6 +89,7 @@ class Use:
     working_bytes: int = 0
     upcoming: tuple[str, ...] = ()
     min_bytes_of_later_leases: int = 0
+    dequantised_bytes: int = 0
     unread: frozenset[str] = frozenset()
 
 
@@ -105,6 +107,9 @@ class LeaseOwner(Protocol):
 
     @property
     def source(self) -> Source: ...
+
+    @property
+    def pool(self) -> SlabPool: ...
 
     def adjust(self, lease: Lease) -> None:
         """See :meth:`Lease.adjust`."""
@@ -139,11 +144,16 @@ class Lease:
         self.on_change: OnChange | None = None
         self._owner = owner
         self._segment_index, self.shapes = index_tensors(component, dtype)
-        self.dequantiser = Dequantiser(component, dtype)
+        self.dequantiser = Dequantiser(component, dtype, owner.pool, self.key)
 
     @property
     def key(self) -> str:
         return component_key(self.component, self.dtype)
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether it streams, dequantises, or had others evicted, because not everything fits in memory."""
+        return bool(self.plan.slots or self.plan.pieces("drop") or self.dequantiser)
 
     @property
     def resident_bytes(self) -> int:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from safelight.devices.base import Device
+from safelight.devices.base import Device, aligned
 from safelight.errors import OutOfMemoryError
 from safelight.memory.account import BUFFERS
 from safelight.memory.budget import Ledger
+from safelight.memory.dequantiser import dequantised_bytes
 from safelight.memory.lease import Lease, Use
 from safelight.memory.plan import Plan, PlanInput, Refusal, plan
 from safelight.memory.refusal import refusal_error
@@ -128,7 +129,12 @@ class Planner:
         """
         pieces = [segment.nbytes for segment in needed_segments(component, dtype, unread)]
         whole = sum(pieces)
-        return min(whole, (self.device.read_ahead + 1) * max(pieces)) if self.partial else whole
+        least = min(whole, (self.device.read_ahead + 1) * max(pieces)) if self.partial else whole
+        return least + self.dequantised_bytes(component, dtype)
+
+    def dequantised_bytes(self, component: ComponentManifest, dtype: torch.dtype) -> int:
+        """Return the bytes that a lease needs to dequantise the component's weights, one operation after another."""
+        return self.device.rounded(aligned(dequantised_bytes(component, dtype)))
 
     def refusal_error(self, component: ComponentManifest, use: Use, refusal: Refusal) -> OutOfMemoryError:
         """Return the error that a lease of the component would raise for ``refusal``."""
@@ -178,6 +184,8 @@ class Planner:
         # A new lease leaves room for the components that the stage leases after it. When a running lease is planned
         # again, all of them have been leased, so the table already counts their segments.
         later = lease.use.min_bytes_of_later_leases if lease is not None and not lease.has_plan else 0
+        if lease is not None and not lease.dequantiser.slab_bytes:
+            later += lease.use.dequantised_bytes
         ledger, place = self.ledger, self.place
         free = ledger.budget(place) - reserved - later - (ledger.stored(place) - weights)
         if self.max_bytes is None:

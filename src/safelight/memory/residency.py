@@ -277,6 +277,7 @@ class Residency:
         lease.tell_change(streaming, False)
         table.stop_holding(lease, streaming)
         table.evict_dropped(new_plan)
+        lease.dequantiser.reserve(lease.use.dequantised_bytes)
         awaited: list[PendingRead] = []
         for piece in new_plan.pieces("keep"):
             if piece in table.pending:

@@ -30,8 +30,10 @@ def keep_compact(model: Model, resources: Resources, run_settings: RunSettings |
     pixels = model.resolution**2
     plans = [_Plan.of(one, model, resources, settings, pixels) for one in model.manifest.components]
     components: list[ComponentManifest] = []
+    # One component computes at a time, so only one of them dequantises.
+    dequantising = max(resources.residency.planner.dequantised_bytes(one.component, one.dtype) for one in plans)
     for plan in plans:
-        room = plan.most - sum(one.nbytes for one in plans)
+        room = plan.most - sum(one.nbytes for one in plans) - dequantising
         # The denoiser is used at each step, the others once.
         widen = plan.component.role == model.family.denoiser and plan.component.compact and room > 0
         component, count = plan.widened(room) if widen else (plan.component, 0)

@@ -11,6 +11,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -176,7 +177,7 @@ class Stages:
                     key = skeleton_key(self.model, lease.component, lease.dtype, resources, task.seamless)
                     modules.append(binding.enter_context(bind(resources.skeletons, key, lease)))
                 self.clock.spent["switch"] += time.perf_counter() - start
-                with resources.measure_peak() as peak, self._record_shortage(workload):
+                with self._heap(task, leases), resources.measure_peak() as peak, self._record_shortage(workload):
                     result = compute(modules, leases)
                     used = peak()
                 modules.clear()
@@ -187,6 +188,12 @@ class Stages:
             resources.working_memory_estimator.learn(workload, used)
         machine.trim_allocator()
         return result
+
+    def _heap(self, task: Task, leases: Sequence[Lease]) -> AbstractContextManager[None]:
+        """Keep the heap small if the stage computes in host memory, and it is no denoising, or lacks room for weights."""
+        small = task.name != "denoise" or any(lease.lacks_room for lease in leases)
+        wanted = small and not self.resources.device.has_own_memory
+        return machine.small_heap() if wanted else contextlib.nullcontext()
 
     def _verify_weights(self, lease: Lease) -> None:
         if lease.weights_modified:
@@ -273,9 +280,10 @@ def plan_uses(
             working_memory_bytes if index == last else 0,
             (*(key for before in keys[:index] for key in before), *upcoming),
             sum(least[:index]),
+            resources.residency.planner.dequantised_bytes(component, dtype),
             unread[index],
         )
-        for index in range(last + 1)
+        for index, (component, dtype) in enumerate(components)
     ]
 
 
