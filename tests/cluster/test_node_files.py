@@ -19,7 +19,7 @@ from support.jobs import resolved
 from safelight.catalog import starters
 from safelight.catalog.catalog import Catalog
 from safelight.cluster.file_server import FileServer
-from safelight.cluster.needed import Needed, needed_for
+from safelight.cluster.needed import Needed, Packing
 from safelight.cluster.node_files import NodeFiles
 from safelight.errors import FileError, StorageError
 from safelight.request.schema import Request
@@ -47,7 +47,7 @@ def served(tmp_path: Path) -> Generator[tuple[Catalog, FileServer, httpx.Client]
 def needs(catalog: Catalog, server: FileServer) -> Needed:
     """What a job needs, as if no machine had the starters: their content is the model's, too."""
     job = resolved(catalog.library.root, Request("x", "mine"))
-    needed = needed_for(job, catalog)
+    needed = Packing(catalog).needed_for(job)
     server.allow(file.path for record in needed.records for file in record.files)
     assert [record.digest for record in needed.records] == [catalog.library.get("mine").digest]
     return needed

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import zlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +30,19 @@ class NeededFile:
 class NeededRecord:
     """A model or an adapter.
 
-    ``values``: its record, as :func:`safelight.catalog.records.stored_values` returns it.
+    ``packed``: its record, as :func:`safelight.catalog.records.stored_values` returns it: JSON, compressed.
     ``files``: those of its manifest, in its order.
     """
 
     kind: str
     digest: str
-    values: Mapping[str, Any]
+    packed: bytes
     files: tuple[NeededFile, ...]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The record's values."""
+        return json.loads(zlib.decompress(self.packed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +53,56 @@ class Needed:
     inputs: Mapping[str, bytes]
 
 
-def needed_for(job: Job, catalog: Catalog) -> Needed:
-    """Return what a job needs.
+class Packing:
+    """Finds what jobs need. It packs the record of a model or an adapter once: a record lists every tensor.
 
-    Raises IntegrityError if any content of the job is gone or changed.
+    Several threads may use it.
     """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._packed: OrderedDict[str, tuple[Model | Adapter, NeededRecord]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def needed_for(self, job: Job) -> Needed:
+        """Return what a job needs.
+
+        Raises IntegrityError if any content of the job is gone or changed.
+        """
+        owners = _owners(job, self._catalog)
+        inputs = {digest: self._catalog.inputs.read(digest) for _, digest in pictures_of(job.request)}
+        return Needed(tuple(self._record(owner) for owner in owners.values()), inputs)
+
+    def _record(self, owner: Model | Adapter) -> NeededRecord:
+        with self._lock:
+            known = self._packed.get(owner.digest)
+        # The catalog returns the same object until the record changes.
+        record = known[1] if known is not None and known[0] is owner else _pack(owner)
+        with self._lock:
+            self._packed[owner.digest] = owner, record
+            self._packed.move_to_end(owner.digest)
+            while len(self._packed) > KEPT:
+                self._packed.popitem(last=False)
+        return record
+
+
+KEPT = 64
+"""The records that stay packed. Each has up to 100 KB."""
+
+
+def _owners(job: Job, catalog: Catalog) -> dict[str, Model | Adapter]:
+    """Return the models and adapters that a job uses, by digest."""
     model = catalog.library.ensure_unchanged(find_model(job.model.name, job.model.digest, catalog.library))
     contents = find_contents(job, catalog, model)
     owners: list[Model | Adapter] = [model, *contents.adapters]
     owners += [] if contents.refiner is None else [contents.refiner]
     owners += [owner for part in job.parts if (owner := catalog.owner(part.digest)) is not None]
-    found = {owner.digest: _record(owner) for owner in owners}
-    inputs = {digest: catalog.inputs.read(digest) for _, digest in pictures_of(job.request)}
-    return Needed(tuple(found.values()), inputs)
+    return {owner.digest: owner for owner in owners}
 
 
-def _record(owner: Model | Adapter) -> NeededRecord:
+def _pack(owner: Model | Adapter) -> NeededRecord:
     files = tuple(
         NeededFile(str(stamp.path), -1 if stamp.path.is_dir() else stamp.size) for stamp in owner.manifest.files
     )
-    values = records.stored_values(owner)
-    return NeededRecord("model" if isinstance(owner, Model) else "adapter", owner.digest, values, files)
+    packed = zlib.compress(json.dumps(records.stored_values(owner)).encode())
+    return NeededRecord("model" if isinstance(owner, Model) else "adapter", owner.digest, packed, files)

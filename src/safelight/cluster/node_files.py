@@ -123,7 +123,7 @@ class NodeFiles:
                 self._fetch(file, target)
             here.append(str(target))
         moved = dict(zip((file.path for file in record.files), here, strict=True))
-        values = dict(record.values)
+        values = record.values
         values["manifest"] = {**values["manifest"], "files": [{"path": path} for path in here]}
         values["path"] = moved.get(values["path"], str(self._place(record)))
         self._write(record, values)

@@ -7,9 +7,12 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections.abc import Generator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -33,6 +36,9 @@ ROOT = "SAFELIGHT_NODE_ROOT"
 ALIVE_SECONDS = 1.0
 """Seconds between two signs of life while a job runs."""
 
+TOGETHER_SECONDS = 0.1
+"""Messages wait so long, at most, for others of their job."""
+
 COMPARED = ("safelight", "torch", "diffusers", "transformers", "numpy", "safetensors")
 """Packages whose versions must be those of the server: others may compute other pixels."""
 
@@ -45,13 +51,14 @@ MAY_BE_FILES = ("input", "failed")
 GB = 1 << 30
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of the packages that compute."""
     found: dict[str, str] = {}
     for name in COMPARED:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-    return found
+    return MappingProxyType(found)
 
 
 class NodeSlot:
@@ -96,32 +103,32 @@ class NodeSlot:
 
     def about(self) -> dict[str, Any]:
         """Say which slot this is, and with which versions it computes."""
-        return {"name": self.name, "versions": versions(), "pid": os.getpid(), "root": str(self._settings.root)}
+        return {"name": self.name, "versions": dict(versions()), "pid": os.getpid(), "root": str(self._settings.root)}
 
     def ready(self) -> Mapping[str, Any] | None:
         """Return the run settings of the worker; None until it is ready."""
         found = self._supervisor.run_settings(0.0)
         return None if found is None else dict(found)
 
-    def run(self, generate: Generate, needed: Needed) -> Generator[FromWorker | None]:
-        """Run a job, and yield the worker's messages; None is a sign of life."""
-        messages: queue.SimpleQueue[FromWorker | BaseException | None] = queue.SimpleQueue()
+    def run(self, generate: Generate, needed: Needed) -> Generator[list[FromWorker]]:
+        """Run a job, and yield the worker's messages; an empty list is a sign of life.
+
+        Ray passes each list through several processes, so those of a short time go together.
+        """
+        messages: queue.SimpleQueue[FromWorker | BaseException] = queue.SimpleQueue()
         thread = threading.Thread(target=self._work, args=(generate, needed, messages), daemon=True)
         thread.start()
-        while True:
-            try:
-                message = messages.get(timeout=ALIVE_SECONDS)
-            except queue.Empty:
-                yield None
-                continue
-            if isinstance(message, BaseException):
-                raise message
-            yield message
-            if isinstance(message, Ended):
-                return
+        ended = False
+        while not ended:
+            found, error = _arrived(messages)
+            ended = any(isinstance(message, Ended) for message in found)
+            if found or error is None:
+                yield found
+            if error is not None:
+                raise error
 
     def _work(
-        self, generate: Generate, needed: Needed, messages: queue.SimpleQueue[FromWorker | BaseException | None]
+        self, generate: Generate, needed: Needed, messages: queue.SimpleQueue[FromWorker | BaseException]
     ) -> None:
         try:
             self._files.ensure(needed)
@@ -157,6 +164,22 @@ class NodeSlot:
         self._supervisor.close()
         self._isolated.close()
         self._lock.release()
+
+
+def _arrived(
+    messages: queue.SimpleQueue[FromWorker | BaseException],
+) -> tuple[list[FromWorker], BaseException | None]:
+    """Return the messages of a short time, none if all is silent, and the error that followed them."""
+    found: list[FromWorker] = []
+    until = time.monotonic() + ALIVE_SECONDS
+    with contextlib.suppress(queue.Empty):
+        while not found or not isinstance(found[-1], Ended):
+            message = messages.get(timeout=max(0.0, until - time.monotonic()))
+            if isinstance(message, BaseException):
+                return found, message
+            until = until if found else time.monotonic() + TOGETHER_SECONDS
+            found.append(message)
+    return found, None
 
 
 def _claim(root: Path) -> tuple[FileLock, int]:

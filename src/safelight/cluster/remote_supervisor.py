@@ -130,17 +130,16 @@ class RemoteSupervisor:
                 continue
             try:
                 reference: Any = next(stream)
-                message = cast("FromWorker | None", ray.get(reference, timeout=self._lease))
+                messages = cast("list[FromWorker]", ray.get(reference, timeout=self._lease))
             except StopIteration as error:
                 raise self._lost("ended without a result") from error
             except GetTimeoutError as error:
                 raise self._lost(f"did not send a result within {self._lease:.0f} s") from error
             heard = time.monotonic()
-            if message is None:
-                continue
-            if isinstance(message, Made):
-                self._compare(message)
-            yield message
+            for message in messages:
+                if isinstance(message, Made):
+                    self._compare(message)
+                yield message
 
     def _compare(self, message: Made) -> None:
         """Raise WorkerDiedError if an image arrived with other pixels than were made."""

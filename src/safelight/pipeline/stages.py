@@ -190,7 +190,7 @@ class Stages:
         return result
 
     def _heap(self, task: Task, leases: Sequence[Lease]) -> AbstractContextManager[None]:
-        """Keep the heap small if the stage computes in host memory, and it is no denoising, or lacks room for weights."""
+        """Keep the heap small if the stage computes in host memory, and does not denoise or lacks room for weights."""
         small = task.name != "denoise" or any(lease.lacks_room for lease in leases)
         wanted = small and not self.resources.device.has_own_memory
         return machine.small_heap() if wanted else contextlib.nullcontext()

@@ -23,6 +23,8 @@ class InputOwnerTable:
 
     def add(self, person: str, digests: Collection[str]) -> None:
         """Note that a person has sent input images."""
+        if not digests:
+            return
         with self._file.writing() as session:
             for digest in digests:
                 session.merge(InputOwnerRow(digest=digest, person=person))

@@ -21,6 +21,9 @@ from safelight.server.rights import rule_of
 
 _log = Log(__name__)
 
+KNOWN = 1000
+"""How many methods and paths are remembered to have a route."""
+
 BASIC = {"WWW-Authenticate": "Basic"}
 
 
@@ -66,6 +69,7 @@ class Gate:
         self._app, self._access, self._audit = app, access, control.database.audit
         self._max_bytes, self._root_path = control.settings.max_body_bytes, control.settings.root_path
         self._origins = control.settings.allow_origins
+        self._known: set[tuple[str, str | None, str | None, str]] = set()
         self._exposed = not auth.is_loopback(control.settings.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,7 +139,7 @@ class Gate:
             if rule.role is not None and not (people and not _is_api(scope)):
                 return 401, Problem(error="unauthorized", message=LOG_IN if people else SEND_KEY)
             person = NOBODY
-        elif (unknown := _unknown(scope)) is not None:
+        elif (unknown := self._unknown(scope)) is not None:
             return unknown
         elif rule.role is not None and _is_api(scope) and not person.may(rule.role):
             needed = "administrators" if rule.role == "admin" else "members"
@@ -146,6 +150,16 @@ class Gate:
         if length.isdecimal() and int(length) > self._max_bytes:
             return 413, self._too_large()
         return person
+
+    def _unknown(self, scope: Scope) -> tuple[int, Problem] | None:
+        """Return :func:`_unknown` of a request. Comparing a path with every route takes long, so it is remembered."""
+        asked = scope["type"], scope.get("method"), scope.get("root_path"), scope["path"]
+        if asked in self._known:
+            return None
+        unknown = _unknown(scope)
+        if unknown is None and len(self._known) < KNOWN:
+            self._known.add(asked)
+        return unknown
 
     def _cookies(self, connection: HTTPConnection, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Return the header with a session's cookie, for a page of a server with one key for everybody.
