@@ -34,6 +34,48 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "a lease leaves room for what it dequantises",
+        "memory/planner.py",
+        "            later += lease.use.dequantised_bytes\n",
+        "            later += 0\n",
+        "tests/memory/test_dequantiser.py::test_a_lease_leaves_room_for_what_it_dequantises",
+    ),
+    Mutant(
+        "what a lease dequantises is taken with its plan",
+        "memory/residency.py",
+        "        lease.dequantiser.reserve(lease.use.dequantised_bytes)\n",
+        "",
+        "tests/memory/test_dequantiser.py::test_every_tensor_is_right",
+    ),
+    Mutant(
+        "an operation may dequantise more than its plan expects",
+        "memory/dequantiser.py",
+        "REASON, over_budget=True)",
+        "REASON)",
+        "tests/memory/test_dequantiser.py::test_an_operation_that_dequantises_more_than_the_plan_expects_goes_on",
+    ),
+    Mutant(
+        "freed blocks return to the system while the heap is small",
+        "devices/machine.py",
+        "    _set_thresholds(1 << 20)\n",
+        "    _set_thresholds(32 << 20)\n",
+        "tests/devices/test_machine.py::test_freed_blocks_return_to_the_system_while_the_heap_is_kept_small",
+    ),
+    Mutant(
+        "a packed record follows its model",
+        "cluster/needed.py",
+        "known is not None and known[0] is owner",
+        "known is not None",
+        "tests/cluster/test_node_files.py::test_a_record_is_packed_once_until_it_changes",
+    ),
+    Mutant(
+        "only paths with a route are remembered",
+        "server/gate.py",
+        "if unknown is None and len(self._known) < KNOWN:",
+        "if len(self._known) < KNOWN:",
+        "tests/server/test_native.py::test_what_is_no_path_is_said_in_json",
+    ),
+    Mutant(
         "a lost connection of this server gives its claim back",
         "queue/database_server.py",
         "ended = self._backend is not None and connection.execute(text(END_OWN), self._backend).scalar()",

@@ -62,6 +62,17 @@ def node(
     return NodeFiles(tmp_path / "node", served[2], GB, shared=False)
 
 
+def test_a_record_is_packed_once_until_it_changes(served: tuple[Catalog, FileServer, httpx.Client]) -> None:
+    catalog = served[0]
+    job, packing = resolved(catalog.library.root, Request("x", "mine")), Packing(catalog)
+    [first] = packing.needed_for(job).records
+    [again] = packing.needed_for(job).records
+    assert again is first
+    catalog.library.rename("mine", "ours")
+    [renamed] = packing.needed_for(job).records
+    assert (first.values["name"], renamed.values["name"]) == ("mine", "ours")
+
+
 def test_a_file_is_fetched_once_and_again_if_it_changes(
     served: tuple[Catalog, FileServer, httpx.Client], node: NodeFiles
 ) -> None:

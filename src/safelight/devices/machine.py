@@ -147,9 +147,8 @@ def trim_allocator() -> None:
 def small_heap() -> Generator[None]:
     """Keep the allocator's heap small within the context. It works with glibc; elsewhere nothing happens.
 
-    Without it, freed blocks of up to 32 MiB stay in the heap, between others that are in use: 300 MB in an image of
-    FLUX. Within it, each freed block of 1 MiB or more returns to the system at once. The system clears its pages at the
-    next use, so that a step takes up to a tenth longer.
+    Without it, freed blocks of up to 32 MiB stay in the heap, between others that are in use. Within it, each freed
+    block of 1 MiB or more returns to the system at once. The system clears its pages at the next use, which takes time.
     """
     if _OPTION is None or any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         yield
