@@ -19,7 +19,7 @@ from support.jobs import resolved
 from safelight.catalog import starters
 from safelight.catalog.catalog import Catalog
 from safelight.cluster.file_server import FileServer
-from safelight.cluster.needed import Needed, Packing
+from safelight.cluster.needed import Needed, Packer
 from safelight.cluster.node_files import NodeFiles
 from safelight.errors import FileError, StorageError
 from safelight.request.schema import Request
@@ -47,7 +47,7 @@ def served(tmp_path: Path) -> Generator[tuple[Catalog, FileServer, httpx.Client]
 def needs(catalog: Catalog, server: FileServer) -> Needed:
     """What a job needs, as if no machine had the starters: their content is the model's, too."""
     job = resolved(catalog.library.root, Request("x", "mine"))
-    needed = Packing(catalog).needed_for(job)
+    needed = Packer(catalog).needed_for(job)
     server.allow(file.path for record in needed.records for file in record.files)
     assert [record.digest for record in needed.records] == [catalog.library.get("mine").digest]
     return needed
@@ -64,12 +64,12 @@ def node(
 
 def test_a_record_is_packed_once_until_it_changes(served: tuple[Catalog, FileServer, httpx.Client]) -> None:
     catalog = served[0]
-    job, packing = resolved(catalog.library.root, Request("x", "mine")), Packing(catalog)
-    [first] = packing.needed_for(job).records
-    [again] = packing.needed_for(job).records
+    job, packer = resolved(catalog.library.root, Request("x", "mine")), Packer(catalog)
+    [first] = packer.needed_for(job).records
+    [again] = packer.needed_for(job).records
     assert again is first
     catalog.library.rename("mine", "ours")
-    [renamed] = packing.needed_for(job).records
+    [renamed] = packer.needed_for(job).records
     assert (first.values["name"], renamed.values["name"]) == ("mine", "ours")
 
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from safelight.catalog.catalog import Catalog
 from safelight.cluster.file_server import AUTHORITY, FileServer, tls
-from safelight.cluster.needed import Needed, Packing
+from safelight.cluster.needed import Needed, Packer
 from safelight.cluster.node_slot import NodeSlot
 from safelight.cluster.remote_supervisor import RemoteSupervisor
 from safelight.errors import InputError
@@ -50,7 +50,7 @@ class Cluster:
     def __init__(
         self, address: str, settings: Settings, catalog: Catalog, worker: Sequence[str], zygote: Sequence[str]
     ) -> None:
-        self._settings, self._packing, self._programs = settings, Packing(catalog), (tuple(worker), tuple(zygote))
+        self._settings, self._packer, self._programs = settings, Packer(catalog), (tuple(worker), tuple(zygote))
         _require_answer(address)
         try:
             # Ray's own logs of workers say nothing that the server's do not.
@@ -107,7 +107,7 @@ class Cluster:
         return options.remote(self._settings, *self._programs, self._files.url, self._token, authority)
 
     def _needed(self, job: Job) -> Needed:
-        needed = self._packing.needed_for(job)
+        needed = self._packer.needed_for(job)
         self._files.allow(file.path for record in needed.records for file in record.files)
         return needed
 

@@ -53,7 +53,7 @@ class Needed:
     inputs: Mapping[str, bytes]
 
 
-class Packing:
+class Packer:
     """Finds what jobs need. It packs the record of a model or an adapter once: a record lists every tensor.
 
     Several threads may use it.
