@@ -45,7 +45,7 @@ MUTANTS = (
         "memory/residency.py",
         "        lease.dequantiser.reserve(lease.use.dequantised_bytes)\n",
         "",
-        "tests/memory/test_dequantiser.py::test_every_tensor_is_right",
+        "tests/memory/test_dequantiser.py::test_a_lease_leaves_room_for_what_it_dequantises",
     ),
     Mutant(
         "an operation may dequantise more than its plan expects",

@@ -80,6 +80,7 @@ def test_a_lease_leaves_room_for_what_it_dequantises(
     whole = sum(segment.nbytes for segment in split_into_segments(component, torch.float32))
     with memory.host(whole + use.dequantised_bytes).lease(component, torch.float32, use) as lease:
         assert lease.ring is None
+        assert lease.dequantiser.slab_bytes == use.dequantised_bytes, "nobody else takes the room meanwhile"
     with memory.host(whole + use.dequantised_bytes - 1).lease(component, torch.float32, use) as lease:
         assert lease.ring is not None
         lease.adjust()
