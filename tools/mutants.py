@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "only paths with a route are remembered",
         "server/gate.py",
-        "if unknown is None and len(self._known) < KNOWN:",
-        "if len(self._known) < KNOWN:",
+        "        if unknown is None:\n            if len",
+        "        if True:\n            if len",
         "tests/server/test_native.py::test_what_is_no_path_is_said_in_json",
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""Weights that stay quantised in memory: resident and streamed, the numbers are right, and buffers are used again."""
+"""Weights that stay quantised in memory: resident and streamed, the numbers are right, and slabs are used again."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_an_operation_that_dequantises_more_than_the_plan_expects_goes_on(
         del tensors
 
 
-def test_a_buffer_is_used_again_only_if_nobody_holds_a_tensor_in_it(
+def test_a_slab_is_used_again_only_if_nobody_holds_a_tensor_in_it(
     written: tuple[ComponentManifest, dict[str, torch.Tensor]],
 ) -> None:
     component, numbers = written

@@ -87,7 +87,7 @@ class Packer:
 
 
 KEPT = 64
-"""The records that stay packed. Each has up to 100 KB."""
+"""How many records stay packed."""
 
 
 def _owners(job: Job, catalog: Catalog) -> dict[str, Model | Adapter]:

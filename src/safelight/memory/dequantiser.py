@@ -11,7 +11,7 @@ import torch
 from safelight.devices.pool import Slab, SlabPool
 from safelight.weights.block_decoding import dequantise
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.slab_views import computing_dtype
+from safelight.weights.slab_views import bytes_needed, computing_dtype
 
 
 class Dequantiser:
@@ -92,7 +92,7 @@ REASON = "dequantised weights"
 
 @lru_cache(maxsize=64)
 def dequantised_bytes(component: ComponentManifest, dtype: torch.dtype) -> int:
-    """Return the bytes of the largest tensor that stays quantised in memory, dequantised. 0 if there is none."""
+    """Return the bytes that a slab needs for the largest tensor that stays quantised in memory. 0 if there is none."""
     compact = (one for one in component.tensors if component.stays_compact(one))
-    sizes = (math.prod(one.shape) * computing_dtype(component.config, one.name, dtype).itemsize for one in compact)
+    sizes = (bytes_needed([one], [computing_dtype(component.config, one.name, dtype)]) for one in compact)
     return max(sizes, default=0)

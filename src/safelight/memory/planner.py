@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from safelight.devices.base import Device, aligned
+from safelight.devices.base import Device
 from safelight.errors import OutOfMemoryError
 from safelight.memory.account import BUFFERS
 from safelight.memory.budget import Ledger
@@ -134,7 +134,7 @@ class Planner:
 
     def dequantised_bytes(self, component: ComponentManifest, dtype: torch.dtype) -> int:
         """Return the bytes that a lease needs to dequantise the component's weights, one operation after another."""
-        return self.device.rounded(aligned(dequantised_bytes(component, dtype)))
+        return self.device.rounded(dequantised_bytes(component, dtype))
 
     def refusal_error(self, component: ComponentManifest, use: Use, refusal: Refusal) -> OutOfMemoryError:
         """Return the error that a lease of the component would raise for ``refusal``."""

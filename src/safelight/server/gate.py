@@ -21,7 +21,7 @@ from safelight.server.rights import rule_of
 
 _log = Log(__name__)
 
-KNOWN = 1000
+KNOWN = 200
 """How many methods and paths are remembered to have a route."""
 
 BASIC = {"WWW-Authenticate": "Basic"}
@@ -157,7 +157,10 @@ class Gate:
         if asked in self._known:
             return None
         unknown = _unknown(scope)
-        if unknown is None and len(self._known) < KNOWN:
+        if unknown is None:
+            if len(self._known) >= KNOWN:
+                # Most paths name an image, and are asked for once. What is asked for again and again soon returns.
+                self._known.clear()
             self._known.add(asked)
         return unknown
 
