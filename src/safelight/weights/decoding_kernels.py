@@ -70,6 +70,16 @@ def store_rounded(_context: Any, bits: Any, row: Any) -> Any:
 
 
 @intrinsic
+def as_float(_context: Any, _bits: Any) -> Any:
+    """Return the fp32 number with these bits."""
+
+    def generate(_context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
 def _fence(_context: Any) -> Any:
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, _arguments: Any) -> Any:
         builder.fence("seq_cst")
@@ -207,17 +217,15 @@ def q6_k(raw: np.ndarray, out: np.ndarray, halves: np.ndarray, _scale: np.float3
 @_JIT
 def f8_e4m3(raw: np.ndarray, out: np.ndarray, _halves: np.ndarray, scale: np.float32, aligned: bool) -> None:
     wide = np.empty(raw.shape[1], np.float32)
-    bits = wide.view(np.uint32)
     for block in range(len(raw)):
         for n in range(len(wide)):
             word = np.uint32(raw[block, n])
             # The exponent's bias is 7, and 127 in fp32. Without an exponent, a number is m · 2⁻⁹: 2⁻⁶ + m · 2⁻⁹ here.
-            bias = np.uint32(120 << 23) if word & np.uint32(0x78) else np.uint32(121 << 23)
-            bits[n] = ((word & np.uint32(0x7F)) << np.uint32(20)) + bias
-        for n in range(len(wide)):
-            word = raw[block, n]
-            value = (wide[n] - (np.float32(0) if word & np.uint8(0x78) else np.float32(2**-6))) * scale
-            wide[n] = -value if word & np.uint8(0x80) else value
+            normal = (word & np.uint32(0x78)) != np.uint32(0)
+            bias = np.uint32(120 << 23) if normal else np.uint32(121 << 23)
+            value = as_float(((word & np.uint32(0x7F)) << np.uint32(20)) + bias)
+            value = (value - (np.float32(0) if normal else np.float32(2**-6))) * scale
+            wide[n] = -value if word & np.uint32(0x80) else value
         store(wide, out, block, aligned)
 
 
