@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 os.environ["SAFELIGHT_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # The fastest kernel of one process may not be that of the next, and tests compare pixels between processes.
 os.environ["SAFELIGHT_ATTENTION_TYPE"] = "torch-sdp"
 

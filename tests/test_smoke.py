@@ -131,6 +131,11 @@ def test_contention() -> None:
 
 
 @pytest.mark.full
+def test_decoding() -> None:
+    assert "| rows, huge pages |" in run("benchmarks/decoding.py", "--times", "1", "--side", "64")
+
+
+@pytest.mark.full
 def test_beside() -> None:
     printed = run("benchmarks/beside.py", "--times", "1", "--calls", "1")
     assert "beside a prefetch" in printed

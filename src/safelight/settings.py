@@ -422,7 +422,7 @@ class Settings(BaseSettings):
         ge=1,
     )
     guest_max_disk: float = declare(
-        "A guest whose images take more than this makes no more.",
+        "A guest whose images and input images take more than this makes no more.",
         SettingDetails(group="People", unit=GB),
         default=1.0,
         gt=0,
@@ -434,7 +434,7 @@ class Settings(BaseSettings):
         ge=1,
     )
     member_max_disk: float | None = declare(
-        "A member whose images take more than this makes no more.",
+        "A member whose images and input images take more than this makes no more.",
         SettingDetails(group="People", unit=GB, default_text="no limit"),
         default=None,
         gt=0,

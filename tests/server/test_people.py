@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import threading
 import time
 from collections.abc import Generator
@@ -18,7 +19,7 @@ from support import serving
 from support.people import PASSWORD, PEOPLE, add_people, as_person, key_of
 from support.serving import ASK, ended
 
-from safelight.queue.person import ROLES
+from safelight.queue.person import ROLES, Person
 from safelight.server import rights
 
 SECRET = "a word that only max knows"
@@ -29,8 +30,9 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[serving.Server]:
     root = tmp_path_factory.mktemp("people")
-    add_people(root)
-    (root / "safelight.yaml").write_text("guest_max_pixels: 4096\nguest_max_steps: 4\nguest_max_waiting: 2\n")
+    add_people(root, Person("gil", "guest"))
+    limits = {"guest_max_pixels": 4096, "guest_max_steps": 4, "guest_max_waiting": 2, "guest_max_disk": 1e-4}
+    (root / "safelight.yaml").write_text("".join(f"{name}: {value}\n" for name, value in limits.items()))
     with serving.serving(root) as made:
         with as_person(made, "ada") as http:
             until = time.monotonic() + 60
@@ -200,6 +202,23 @@ def test_the_limits_of_a_guest(server: serving.Server, owned: Json) -> None:
         assert len(http.post("/api/v1/queue/cancel").json()["ids"]) == 2
     with as_person(server, "max") as http:
         assert http.get("/api/v1/queue").json()["waiting"], "only one's own jobs were cancelled"
+
+
+def test_input_images_count_to_what_a_guest_has_on_disk(server: serving.Server) -> None:
+    noise = PILImage.frombytes("RGB", (256, 256), os.urandom(3 << 16))
+    out = io.BytesIO()
+    noise.save(out, "PNG")
+    body = {"image": base64.b64encode(out.getvalue()).decode()}
+    with as_person(server, "gil") as http:
+        assert http.get("/api/v1/me").json()["disk"] == 0
+        assert http.post("/api/v1/inputs", json=body).status_code == 201
+        me = http.get("/api/v1/me").json()
+        assert me["disk"] > me["max_disk"] == int(1e-4 * (1 << 30))
+        for path, asked in (("inputs", body), ("generate", {**ASK, "width": 64, "height": 64})):
+            answer = http.post(f"/api/v1/{path}", json=asked)
+            assert (answer.status_code, answer.json()["error"]) == (403, "disk_limit"), answer.text
+        answer = http.post("/v1/images/edits", data={"prompt": "x"}, files={"image": out.getvalue()})
+        assert answer.status_code == 403
 
 
 def test_a_shared_board_is_seen_and_not_changed(server: serving.Server, owned: Json) -> None:
@@ -405,7 +424,7 @@ def test_people_are_administered_and_everything_is_in_the_audit_log(server: serv
         assert http.delete("/api/v1/people/ada").status_code == 422
         assert http.delete("/api/v1/people/Zoë 2").status_code == 204
         assert http.delete("/api/v1/people/Zoë 2").status_code == 404
-        assert [one["name"] for one in http.get("/api/v1/people").json()] == sorted(PEOPLE)
+        assert [one["name"] for one in http.get("/api/v1/people").json()] == sorted([*PEOPLE, "gil"])
         http.post("/api/v1/slots/auto/drain")
         http.post("/api/v1/slots/auto/resume")
         entries = http.get("/api/v1/audit").json()

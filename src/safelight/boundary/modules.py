@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -16,6 +15,7 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
 from safelight.boundary import TRANSFORMERS, VERSION, hushed
+from safelight.boundary.convolutions import replace_convolutions
 from safelight.boundary.kernels import set_attention
 from safelight.errors import InputError
 from safelight.extensions import by_reference
@@ -104,7 +104,7 @@ def build(
             if keeps_fp32(name):
                 parameter.data = parameter.data.float()
     set_attention(module, attention, slice_size)
-    _make_seamless(module, seamless)
+    replace_convolutions(module, seamless)
     with torch.device("meta"), torch.no_grad():
         run_lazy_init(module)
     for path, child in module.named_modules():
@@ -116,22 +116,3 @@ def build(
                 child._buffers[name] = made.to(at)
     make_caches(module, at)
     return module
-
-
-class _Seamless(nn.Conv2d):
-    """A convolution that wraps around along ``axes``, and pads with zeros along other axes."""
-
-    axes: str
-
-    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # noqa: A002
-        down, across = (int(pad) for pad in self.padding)
-        for axis, sides in (("x", (across, across, 0, 0)), ("y", (0, 0, down, down))):
-            input = F.pad(input, sides, "circular" if axis in self.axes else "constant")  # noqa: A001
-        return F.conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
-
-
-def _make_seamless(module: nn.Module, axes: str) -> None:
-    for child in module.modules() if axes else ():
-        if type(child) is nn.Conv2d and any(child.padding):
-            child.__class__ = _Seamless
-            cast("_Seamless", child).axes = axes

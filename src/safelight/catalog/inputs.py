@@ -14,7 +14,7 @@ import io
 import os
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +198,14 @@ class Inputs:
     def stored_digest(self, digest: str) -> str:
         """Return the digest if its image is stored, "" otherwise."""
         return digest if DIGEST.fullmatch(digest) and self._restore_and_touch(digest) else ""
+
+    def bytes_of(self, digests: Iterable[str]) -> int:
+        """Return the size of the files of stored images, in bytes. Deleted ones, and those in the trash, have none."""
+        found = 0
+        for digest in digests:
+            with contextlib.suppress(OSError):
+                found += self._path(digest).stat().st_size
+        return found
 
     def _restore_and_touch(self, digest: str) -> bool:
         """Return whether an image is stored. Moves it out of the trash if needed.

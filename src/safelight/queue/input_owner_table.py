@@ -29,6 +29,11 @@ class InputOwnerTable:
             for digest in digests:
                 session.merge(InputOwnerRow(digest=digest, person=person))
 
+    def of(self, person: str) -> list[str]:
+        """Return the digests of the input images that a person has sent. Some may be deleted."""
+        with self._file.session() as session:
+            return list(session.scalars(select(InputOwnerRow.digest).where(InputOwnerRow.person == person)))
+
     def may_use(self, person: Person, digest: str) -> bool:
         """Return whether a person may see an input image: they sent it, or an image that they see was made from it."""
         if person.sees_all:

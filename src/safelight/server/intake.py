@@ -83,7 +83,7 @@ def request_of(control: Services, fields: Mapping[str, Any]) -> Request:
 class PersonLimits:
     """What a person may ask for; None for no limit.
 
-    ``waiting``: jobs that wait. ``disk``: the size of the person's images, in bytes.
+    ``waiting``: jobs that wait. ``disk``: the size of the person's images and input images, in bytes.
     """
 
     request: RequestLimits
@@ -131,13 +131,28 @@ def _check_waiting(control: Services, who: Person, most: PersonLimits, more: int
     if most.waiting is not None and (waiting := control.database.queued(who.name)) + more > most.waiting:
         message = f"{waiting} jobs of yours wait, and at most {most.waiting} may; wait until some have ended"
         raise RefusedError(429, "queue_full", message)
-    if most.disk is not None and (used := control.database.images.bytes_of(who.name)) >= most.disk:
-        message = f"your images take {used / 1e6:.0f} MB, and at most {most.disk / 1e6:.0f} MB are yours; delete some"
-        raise RefusedError(403, "disk_limit", message)
+    check_disk(control, who, most.disk)
+
+
+def disk_of(control: Services, person: str) -> int:
+    """Return the size of a person's images and of the input images that they sent, in bytes."""
+    inputs = control.catalog.inputs.bytes_of(control.database.input_owners.of(person))
+    return control.database.images.bytes_of(person) + inputs
+
+
+def check_disk(control: Services, who: Person, most: int | None) -> None:
+    """Raise RefusedError if a person's images and input images take ``most`` bytes or more; None for no limit."""
+    if most is not None and (used := disk_of(control, who.name)) >= most:
+        message = f"your images take {used / 1e6:.1f} MB, and at most {most / 1e6:.1f} MB are yours; delete some"
+        raise RefusedError(403, "disk_limit", f"{message}. Input images that no image uses are removed after a day")
 
 
 def store_input(control: Services, who: Person, field: str, data: bytes) -> str:
-    """Store a picture that a person sent, and return its digest. Raises RequestError if it is no picture."""
+    """Store a picture that a person sent, and return its digest.
+
+    Raises RequestError if it is no picture, and RefusedError if the person has no room.
+    """
+    check_disk(control, who, limits_of(control, who).disk)
     digest = control.catalog.inputs.store(field, data)
     control.database.input_owners.add(who.name, [digest])
     return digest

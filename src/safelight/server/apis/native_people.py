@@ -19,7 +19,7 @@ from safelight.server import auth
 from safelight.server.access import DETAIL, Who
 from safelight.server.apis.native_fields import Limit
 from safelight.server.gate import NOBODY
-from safelight.server.intake import limits_of
+from safelight.server.intake import disk_of, limits_of
 from safelight.server.passwords import MOST_CHARACTERS, hash_password, is_password, new_key
 from safelight.server.people_names import NAME
 from safelight.server.problems import RefusedError, documented, found
@@ -44,7 +44,7 @@ class Me(BaseModel):
 
     ``people``: whether the server knows people. ``name``: "" if nobody has logged in.
     ``max_pixels``, ``max_steps``, ``max_waiting``, ``max_disk``: the person's limits; null for none.
-    ``disk``: the size of the person's images, in bytes.
+    ``disk``: the size of the person's images and input images, in bytes.
     """
 
     people: bool
@@ -253,7 +253,7 @@ class PeopleRoutes:
         most = limits_of(self._control, person)
         allowed = {"max_waiting": most.waiting, "max_disk": most.disk}
         allowed |= {name: getattr(most.request, name) for name in ("max_pixels", "max_steps")}
-        disk = self._control.database.images.bytes_of(person.name)
+        disk = disk_of(self._control, person.name)
         return Me(people=people, name=person.name, role=person.role, disk=disk, **allowed)
 
 
