@@ -29,7 +29,7 @@ def test_the_numbers_and_their_order_are_torchs(
 
 def test_only_large_pictures_of_16_bits_in_the_usual_order_are_copied_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "LEAST_ELEMENTS", 2 * 16 * 32 * 32)
-    monkeypatch.setitem(convolutions._NATIVE, torch.bfloat16, lambda: True)
+    monkeypatch.setattr(convolutions, "native_on_cpu", lambda dtype: dtype == torch.bfloat16)
     copied: list[tuple[int, ...]] = []
 
     def copy(picture: torch.Tensor) -> torch.Tensor:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from safelight.devices.choice import native_on_cpu
+
 LEAST_ELEMENTS = 1 << 23
 """Numbers of a result. torch copies smaller ones as quickly, because they stay in the cache."""
 
 BLOCK_ELEMENTS = 1 << 18
 """Numbers that are copied at a time, about as many as a core's cache holds."""
-
-_NATIVE: Mapping[torch.dtype, Callable[[], bool]] = {
-    torch.bfloat16: cast("Callable[[], bool]", torch.ops.mkldnn._is_mkldnn_bf16_supported),
-    torch.float16: cast("Callable[[], bool]", torch.ops.mkldnn._is_mkldnn_fp16_supported),
-}
-"""By dtype: whether oneDNN convolves it on this CPU."""
 
 
 def convolve(picture: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *settings: Any) -> torch.Tensor:
@@ -40,11 +35,10 @@ def convolve(picture: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
 
 def _is_copied_slowly(picture: torch.Tensor, channels: int) -> bool:
     """Return whether torch takes long to copy the result. ``channels``: of the result."""
-    native = _NATIVE.get(picture.dtype)
-    if native is None or picture.device.type != "cpu" or picture.dim() != 4 or not picture.is_contiguous():
+    if picture.device.type != "cpu" or picture.dim() != 4 or not picture.is_contiguous():
         return False
     large = picture.numel() // max(1, picture.shape[1]) * channels >= LEAST_ELEMENTS
-    return large and native()
+    return large and native_on_cpu(picture.dtype)
 
 
 def _with_channels_first(picture: torch.Tensor) -> torch.Tensor:

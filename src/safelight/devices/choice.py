@@ -110,8 +110,18 @@ def _has_bf16(device: Device) -> bool:
 
 def native_bf16() -> bool:
     """Whether oneDNN finds bf16 instructions on this processor. Without them bf16 is slower than fp32."""
-    supported: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
-    return bool(supported())
+    return native_on_cpu(torch.bfloat16)
+
+
+def native_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes in a dtype of 16 bits on this processor. torch for a Mac has no oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    supported: Mapping[torch.dtype, Callable[[], bool]] = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype in supported and bool(supported[dtype]())
 
 
 def slowness_warning(dtype: str, device_name: str) -> str:
