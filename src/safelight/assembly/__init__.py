@@ -3,9 +3,8 @@
 OpenMP's idle threads sleep here instead of spinning. Beside another busy program, spinning makes an image take ten
 times as long (`benchmarks/contention.py`).
 
-torch asks for huge pages for tensors of 2 MiB and more. The kernel provides and clears the memory of a large tensor at
-its first use, for most operations anew, and huge pages make that several times as fast (`benchmarks/decoding.py`). Only
-Linux has them.
+torch asks for huge pages for tensors of 2 MiB and more. Most operations write to a new tensor, whose memory the kernel
+clears page by page. With huge pages there are far fewer of them (`benchmarks/decoding.py`). Only Linux has huge pages.
 
 The variables must be set before torch is imported. A value that the user has set stays.
 """

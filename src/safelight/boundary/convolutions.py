@@ -1,4 +1,4 @@
-"""Convolutions of pictures: 16-bit ones that a CPU computes several times as fast, and those that wrap around."""
+"""Convolutions of pictures: large 16-bit ones, whose results torch copies slowly on a CPU, and ones that wrap around."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def convolve(picture: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     if not _is_copied_slowly(picture, weight.shape[0]):
         return F.conv2d(picture, weight, bias, *settings)
     found = F.conv2d(picture.contiguous(memory_format=torch.channels_last), weight, bias, *settings)
-    del picture
     return found if found.is_contiguous() else _with_channels_first(found)
 
 

@@ -114,7 +114,7 @@ def native_bf16() -> bool:
 
 
 def native_on_cpu(dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes in a dtype of 16 bits on this processor. torch for a Mac has no oneDNN."""
+    """Whether oneDNN computes in a dtype of 16 bits on this processor. Not if torch was built without it."""
     if not torch.backends.mkldnn.is_available():
         return False
     supported: Mapping[torch.dtype, Callable[[], bool]] = {

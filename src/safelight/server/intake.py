@@ -131,7 +131,7 @@ def _check_waiting(control: Services, who: Person, most: PersonLimits, more: int
     if most.waiting is not None and (waiting := control.database.queued(who.name)) + more > most.waiting:
         message = f"{waiting} jobs of yours wait, and at most {most.waiting} may; wait until some have ended"
         raise RefusedError(429, "queue_full", message)
-    check_disk(control, who, most.disk)
+    check_disk(control, who)
 
 
 def disk_of(control: Services, person: str) -> int:
@@ -140,8 +140,9 @@ def disk_of(control: Services, person: str) -> int:
     return control.database.images.bytes_of(person) + inputs
 
 
-def check_disk(control: Services, who: Person, most: int | None) -> None:
-    """Raise RefusedError if a person's images and input images take ``most`` bytes or more; None for no limit."""
+def check_disk(control: Services, who: Person) -> None:
+    """Raise RefusedError if a person's images and input images take as much as they may."""
+    most = limits_of(control, who).disk
     if most is not None and (used := disk_of(control, who.name)) >= most:
         message = f"your images take {used / 1e6:.1f} MB, and at most {most / 1e6:.1f} MB are yours; delete some"
         raise RefusedError(403, "disk_limit", f"{message}. Input images that no image uses are removed after a day")
@@ -152,7 +153,7 @@ def store_input(control: Services, who: Person, field: str, data: bytes) -> str:
 
     Raises RequestError if it is no picture, and RefusedError if the person has no room.
     """
-    check_disk(control, who, limits_of(control, who).disk)
+    check_disk(control, who)
     digest = control.catalog.inputs.store(field, data)
     control.database.input_owners.add(who.name, [digest])
     return digest

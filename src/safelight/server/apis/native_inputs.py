@@ -56,7 +56,7 @@ class InputRoutes:
     def store(self, asked: InputToStore, who: Who) -> InputModel:
         """Store a picture. Pictures that no job and no image names are removed after a day."""
         text = asked.image if asked.image.startswith("data:") else f"data:image/png;base64,{asked.image}"
-        intake.check_disk(self._control, who, intake.limits_of(self._control, who).disk)
+        intake.check_disk(self._control, who)
         digest = self._inputs.store_from_request(asked.field, text, by_path=False)
         self._control.database.input_owners.add(who.name, [digest])
         width, height = self._inputs.size(digest)
