@@ -1,4 +1,4 @@
-"""Convolutions of pictures: large 16-bit ones, whose results torch copies slowly on a CPU, and ones that wrap around."""
+"""Convolutions of pictures: large 16-bit ones, which torch copies slowly on a CPU, and ones that wrap around."""
 
 from __future__ import annotations
 
