@@ -125,6 +125,36 @@ def first_step(server: Server, model: str, size: int, job: str) -> float:
     raise AssertionError((model, size))
 
 
+def work() -> float:
+    """The CPU time of a little work, in seconds."""
+    start = time.thread_time()
+    json.loads(json.dumps([{"number": number, "text": str(number)} for number in range(300)]))
+    return time.thread_time() - start
+
+
+def after_a_pause() -> float:
+    """How many times longer Python code takes after a tenth of a second in which this process did nothing.
+
+    A processor that others use meanwhile has lost the code and the data from its caches.
+    """
+    at_once = statistics.median(work() for _ in range(50))
+    late = []
+    for _ in range(20):
+        time.sleep(0.1)
+        late.append(work())
+    return statistics.median(late) / at_once
+
+
+def replayed(jobs: int) -> None:
+    """Print what the server's process spends on a job if its worker computes nothing, so that it never pauses."""
+    print(f"| Python code after a pause of 0.1 s takes so many times longer | {after_a_pause():.1f} |", flush=True)
+    with tempfile.TemporaryDirectory() as root:
+        (Path(root) / "safelight.yaml").write_text("device: cpu\n")
+        with serving(Path(root), program=(str(HERE / "replaying.py"),), real=True) as server:
+            server.ready()
+            alone(server, jobs, "a worker that only repeats")
+
+
 def death(server: Server, model: str, size: int) -> None:
     """From the death of a worker that has the model to the end of binding in the next, and to its first step."""
     ask = {"prompt": "x", "model": model, "steps": 2, "width": size, "height": size}
@@ -208,9 +238,13 @@ def main() -> None:
     parser.add_argument("--no-crowd", action="store_true", help="leave the 100 clients out")
     parser.add_argument("--slots", type=int, nargs="*", default=[], help="the crowd alone, on so many simulated slots")
     parser.add_argument("--cluster", action="store_true", help="the crowd alone, on one slot by Ray")
+    parser.add_argument("--replayed", action="store_true", help="one client, and a worker that computes nothing")
     parser.add_argument("--requests", type=int, default=REQUESTS)
     arguments = parser.parse_args()
     print("| what | |\n|---|---|")
+    if arguments.replayed:
+        replayed(arguments.requests)
+        return
     if arguments.slots or arguments.cluster:
         slots(arguments.slots, arguments.cluster, arguments.requests, not arguments.no_crowd)
         return

@@ -174,6 +174,11 @@ def test_crowd() -> None:
 
 
 @pytest.mark.full
+def test_a_worker_that_only_repeats() -> None:
+    assert "one client, 20 jobs" in run("benchmarks/serving.py", "--replayed", "--requests", "20")
+
+
+@pytest.mark.full
 def test_families() -> None:
     assert "| diffusers s |" in run("benchmarks/families.py", "--part", "call", "--tiny", "--pairs", "2")
     assert run("benchmarks/families.py", "--part", "switch", "--tiny").count("| flux2-klein-4b |") == 3

@@ -50,6 +50,20 @@ def test_the_first_person_gets_everything(database: Database) -> None:
     assert database.presets.of(Person("bob")).all() == {}
 
 
+def test_a_change_shows_at_once_and_that_of_another_process_after_a_second(tmp_path: Path, database: Database) -> None:
+    assert not database.people.any()
+    assert database.people.any_is_known
+    other = Database(tmp_path)
+    other.people.add(Person("ann"), "hash")
+    other.close()
+    time.sleep(1.1)
+    assert database.people.any()
+    assert database.people.remove("ann")
+    assert not database.people.any()
+    database.people.add(Person("bob"), "hash")
+    assert database.people.any()
+
+
 def test_an_heir_gets_images_and_boards_and_waiting_jobs_end(database: Database) -> None:
     for name, role in (("ann", "admin"), ("bob", "member"), ("cat", "member")):
         database.people.add(Person(name, role), "hash")  # pyright: ignore[reportArgumentType]

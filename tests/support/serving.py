@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +66,24 @@ def database_of(root: Path) -> str | None:
     return _databases.setdefault(root, "") or _databases.update({root: postgres.cluster().new()}) or _databases[root]
 
 
+PROGRAM = ("-m", "safelight.cli")
+
+
 def start(
-    root: Path, *options: str, key: str | None = None, spare: bool = False, says: Path | None = None, real: bool = False
+    root: Path,
+    *options: str,
+    key: str | None = None,
+    spare: bool = False,
+    says: Path | None = None,
+    real: bool = False,
+    program: Sequence[str] = PROGRAM,
 ) -> Server:
     """Start a server on a free port, and return when it answers. ``spare``: with a spare worker. ``says``: it and its
-    worker write their messages there. ``real``: they are processes from their first instruction, as for users."""
+    worker write their messages there. ``real``: they are processes from their first instruction, as for users.
+    ``program``: what Python runs."""
     root.mkdir(exist_ok=True)
     give(root)
-    command = [sys.executable, "-m", "safelight.cli", "serve", "--root", str(root), "--port", "0", *options]
+    command = [sys.executable, *program, "serve", "--root", str(root), "--port", "0", *options]
     if key is not None:
         command += ["--api-key", key]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "SAFELIGHT_SPARE_WORKER": str(spare).lower()}
@@ -110,9 +120,15 @@ def stop(server: Server) -> int:
 
 @contextmanager
 def serving(
-    root: Path, *options: str, key: str | None = None, spare: bool = False, says: Path | None = None, real: bool = False
+    root: Path,
+    *options: str,
+    key: str | None = None,
+    spare: bool = False,
+    says: Path | None = None,
+    real: bool = False,
+    program: Sequence[str] = PROGRAM,
 ) -> Generator[Server]:
-    server = start(root, *options, key=key, spare=spare, says=says, real=real)
+    server = start(root, *options, key=key, spare=spare, says=says, real=real, program=program)
     try:
         yield server
     finally:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from support.scripted_queue import Queue, Told, died, done
 
 from safelight.errors import QueueFullError, StorageError
 from safelight.queue.events import Event
+from safelight.request.results import Preview, Progress
 from safelight.request.schema import Request
 from safelight.server import problems
 from safelight.settings_sources import load_settings
-from safelight.workers.messages import Ended, FromWorker, Generate
+from safelight.workers import job_runner
+from safelight.workers.messages import Ended, FromWorker, Generate, Progressed
 from safelight.workers.supervisor import Supervisor
 
 
@@ -168,6 +171,43 @@ def test_several_are_queued_or_none(queue: Queue) -> None:
         queue.dispatcher.accept(wanted, wanted, wanted)
     assert queue.database.queued() == 1
     assert len(queue.dispatcher.accept(wanted, wanted)) == 2
+
+
+def test_the_queue_has_no_more_jobs_than_allowed_also_if_many_arrive_at_once(queue: Queue) -> None:
+    wanted = made_up(Request("x", "starter-noto"), "d")
+
+    def fits(_: int) -> bool:
+        try:
+            return bool(queue.dispatcher.accept(wanted))
+        except QueueFullError:
+            return False
+
+    with ThreadPoolExecutor(8) as clients:
+        assert sum(clients.map(fits, range(24))) == queue.database.queued() == 3
+
+
+def test_a_preview_becomes_a_file_only_for_somebody_who_listens(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[Preview] = []
+    previews: list[str | None] = []
+
+    def encode(preview: Preview) -> str:
+        encoded.append(preview)
+        return "data:"
+
+    def draws(wanted: Generate) -> Generator[FromWorker]:
+        yield Progressed(wanted.job_id, Progress("denoise", 0, 1, 1, preview=Preview(bytes(3), 1, 1)))
+        yield from done(wanted)
+
+    monkeypatch.setattr(job_runner, "preview_url", encode)
+    queue.supervisor.script = draws
+    first = queue.accept()
+    queue.dispatcher.start()
+    queue.ended(first)
+    assert encoded == []
+    queue.events.subscribe(lambda event: previews.append(event.data.get("preview")), ("progress",))
+    queue.ended(queue.accept())
+    assert len(encoded) == 1
+    assert previews == ["data:"]
 
 
 def test_what_nobody_foresaw_fails_its_job_and_no_other(queue: Queue) -> None:

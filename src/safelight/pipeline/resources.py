@@ -38,7 +38,7 @@ class Resources:
     ``appearance_check``: marks images that look suspicious.
     ``embedding_cache``: the cache of text-encoder outputs.
     ``forms``: why each quantised component is in memory in its form, by its role and digest.
-    ``report``: returns the memory report that progress messages contain.
+    ``report``: returns the memory report that a progress message contains; None if it needs none.
     """
 
     device: Device
@@ -55,7 +55,7 @@ class Resources:
     appearance_check: AppearanceCheck = field(default_factory=AppearanceCheck)
     embedding_cache: EmbeddingCache = field(default_factory=EmbeddingCache)
     forms: dict[str, str] = field(default_factory=dict[str, str])
-    report: Callable[[], Mapping[str, Any]] = dict[str, Any]
+    report: Callable[[], Mapping[str, Any] | None] = dict[str, Any]
 
 
 def without_text_cache(resources: Resources) -> Resources:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from safelight.errors import InputError
+from safelight.errors import InputError, QueueFullError
 from safelight.queue import documents, statements
 from safelight.queue.audit_table import AuditTable
 from safelight.queue.board_table import BoardTable
@@ -72,8 +72,13 @@ class Database:
         """The database itself, to copy it."""
         return self._file
 
-    def accept(self, *jobs: Job, client: str = "", person: str = "", priority: int = 0) -> list[QueuedJob]:
-        """Append new jobs to the queue and return them; when one cannot be stored, none is."""
+    def accept(
+        self, *jobs: Job, client: str = "", person: str = "", priority: int = 0, max_queued: int | None = None
+    ) -> list[QueuedJob]:
+        """Append new jobs to the queue and return them; when one cannot be stored, none is.
+
+        ``max_queued``: the number of jobs that may wait. Raises QueueFullError if not all fit.
+        """
         queued = [
             QueuedJob(
                 id=uuid.uuid4().hex,
@@ -98,6 +103,9 @@ class Database:
             known = person and connection.execute(statements.ANY_PERSON).first()
             if known and connection.execute(statements.PERSON, {"name": person}).first() is None:
                 raise InputError(f"there is no person {person!r} any more")
+            waiting = 0 if max_queued is None else connection.execute(statements.QUEUED).scalar_one()
+            if max_queued is not None and waiting + len(jobs) > max_queued:
+                raise QueueFullError(waiting)
             numbers = connection.execute(statements.ADD, rows).scalars().all()
         return [replace(job, number=number) for job, number in zip(queued, numbers, strict=True)]
 
@@ -132,9 +140,11 @@ class Database:
 
     def models_of(self, ids: Sequence[str]) -> list[str]:
         """Return the names of the models of the jobs with these identifiers; an unknown identifier is left out."""
-        with self._file.connection() as connection:
-            names = [connection.execute(statements.MODEL_OF, {"id": one}).scalar() for one in ids]
-        return [name for name in names if name is not None]
+        names = {one: documents.model_of(one) for one in ids}
+        if unknown := [one for one, name in names.items() if name is None]:
+            with self._file.connection() as connection:
+                names |= {one: connection.execute(statements.MODEL_OF, {"id": one}).scalar() for one in unknown}
+        return [name for name in names.values() if name is not None]
 
     def queued(self, person: str | None = None) -> int:
         """Return the number of jobs that wait; ``person``: only this person's."""

@@ -47,6 +47,13 @@ def remember(job_id: str, document: Mapping[str, Any], job: Job) -> None:
     _store(job_id, json.loads(json.dumps(document)), (job.request, job, ""))
 
 
+def model_of(job_id: str) -> str | None:
+    """Return the name of a job's model, if the cache has it. A job's model never changes."""
+    with _lock:
+        cached = _cached.get(job_id)
+    return None if cached is None else cached[1][0].model
+
+
 def _store(job_id: str, document: Mapping[str, Any], parsed: Document) -> None:
     with _lock:
         _cached[job_id] = document, parsed

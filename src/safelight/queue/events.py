@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from safelight.queue.person import Role
 
@@ -24,6 +24,8 @@ Kind = Literal[
     "doctor",
     "compacting",
 ]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,15 @@ class Events:
     """Sends each event to all listeners. Thread-safe."""
 
     def __init__(self) -> None:
-        self._listeners: dict[int, Listener] = {}
+        self._listeners: dict[int, tuple[Listener, Collection[Kind]]] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Add a listener. Returns a function that removes it."""
+    def subscribe(self, listener: Listener, kinds: Collection[Kind] = KINDS) -> Callable[[], None]:
+        """Add a listener for events of these kinds. Returns a function that removes it."""
         with self._lock:
             number = next(self._numbers)
-            self._listeners[number] = listener
+            self._listeners[number] = listener, kinds
 
         def unsubscribe() -> None:
             with self._lock:
@@ -67,9 +69,14 @@ class Events:
 
         return unsubscribe
 
-    def tell(self, event: Event) -> None:
-        """Call every listener with the event."""
+    def anybody_hears(self, kind: Kind) -> bool:
+        """Return whether there is a listener for events of this kind. If not, the event need not be built."""
         with self._lock:
-            listeners = list(self._listeners.values())
+            return any(kind in kinds for _, kinds in self._listeners.values())
+
+    def tell(self, event: Event) -> None:
+        """Call every listener for events of its kind."""
+        with self._lock:
+            listeners = [listener for listener, kinds in self._listeners.values() if event.kind in kinds]
         for listener in listeners:
             listener(event)

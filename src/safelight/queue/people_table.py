@@ -6,6 +6,7 @@ Keys and tokens are stored as digests: who reads the database can use none of th
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from safelight.queue.tables import (
 MOST_OF_A_KIND = 1000
 """Boards, presets and keys that a person may have, of each."""
 
+ANY_SECONDS = 1.0
+"""For so long the server believes what it found when it looked whether there are people."""
+
 USED_SECONDS = 60.0
 """When a key was used last is written at most this often."""
 
@@ -51,11 +55,27 @@ class PeopleTable:
 
     def __init__(self, file: SqlDatabase) -> None:
         self._file = file
+        self._any, self._any_until = False, 0.0
+        self._looking = threading.Lock()
 
     def any(self) -> bool:
-        """Return whether the server knows people."""
-        with self._file.connection() as connection:
-            return connection.execute(statements.ANY_PERSON).first() is not None
+        """Return whether the server knows people. What another process changes shows after ANY_SECONDS at most."""
+        with self._looking:
+            if not self.any_is_known:
+                with self._file.connection() as connection:
+                    self._any = connection.execute(statements.ANY_PERSON).first() is not None
+                self._any_until = time.monotonic() + ANY_SECONDS
+            return self._any
+
+    @property
+    def any_is_known(self) -> bool:
+        """Whether :meth:`any` returns at once, without the database."""
+        return time.monotonic() < self._any_until
+
+    def _forget_any(self) -> None:
+        # Nobody looks meanwhile, so what they found before the change cannot be kept.
+        with self._looking:
+            self._any_until = 0.0
 
     def all(self) -> list[Person]:
         """Return the people by name."""
@@ -94,6 +114,7 @@ class PeopleTable:
             if first:
                 for table in (JobRow, ImageRow, BoardRow, PresetRow):
                     session.execute(update(table).where(table.person == "").values(person=person.name))
+        self._forget_any()
 
     def change(
         self, name: str, role: Role | None = None, weight: float | None = None, password: str | None = None
@@ -141,7 +162,8 @@ class PeopleTable:
             for table in (PresetRow, PersonKeyRow, PersonSessionRow, InputOwnerRow):
                 session.execute(delete(table).where(table.person == name))
             session.delete(row)
-            return True
+        self._forget_any()
+        return True
 
     def open_session(self, name: str, token: str, seconds: float) -> None:
         """Store a session of a person; those that have expired are removed. ``token``: what its cookie has."""

@@ -53,6 +53,7 @@ class Field:
     """A field of a dataclass whose annotations contain a :class:`FieldDeclaration`.
 
     ``type``: without None and without the declaration.
+    ``allowed``: the allowed strings; () if any string is allowed.
     """
 
     name: str
@@ -61,11 +62,7 @@ class Field:
     required: bool
     default: Any
     declared: FieldDeclaration
-
-    @property
-    def allowed(self) -> Collection[str]:
-        """The allowed strings; () if any string is allowed."""
-        return get_args(self.type) if get_origin(self.type) is Literal else self.declared.values
+    allowed: Collection[str] = ()
 
     @property
     def builtin(self) -> Collection[str]:
@@ -143,5 +140,8 @@ def fields_of(kind: type) -> Mapping[str, Field]:
         ):
             raise TypeError(f"{kind.__name__}.{one.name} is a number without bounds")
         required = one.default is dataclasses.MISSING
-        found[one.name] = Field(one.name, own, NoneType in kinds, required, None if required else one.default, declared)
+        default = None if required else one.default
+        # Found once, because every request checks every field.
+        allowed = get_args(own) if get_origin(own) is Literal else declared.values
+        found[one.name] = Field(one.name, own, NoneType in kinds, required, default, declared, allowed)
     return found

@@ -54,7 +54,8 @@ class Progress:
 
     ``image``: the number of the image, counted from 0.
     ``step``, ``steps``: the number of steps done, and of all steps, in the stage.
-    ``memory``: the report of :meth:`LocalEngine.memory`, at the beginning and end of each stage; None at other times.
+    ``memory``: the report of :meth:`LocalEngine.memory`, at the beginning and end of each stage, but not twice within a
+        fifth of a second; None at other times.
     ``preview``: a picture of the unfinished image, after a step; None at other times.
     """
 

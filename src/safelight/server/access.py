@@ -37,7 +37,12 @@ def person_of(connection: HTTPConnection) -> Person:
     return connection.scope[SCOPE]
 
 
-Who = Annotated[Person, Depends(person_of)]
+async def _who(connection: HTTPConnection) -> Person:
+    # FastAPI would call a plain function in another thread, which takes longer than the function.
+    return person_of(connection)
+
+
+Who = Annotated[Person, Depends(_who)]
 """Who sends the request, as an argument of a route."""
 
 
@@ -57,6 +62,11 @@ class Access:
     def knows_people(self) -> bool:
         """Return whether people must log in."""
         return self._people.any()
+
+    @property
+    def needs_database(self) -> bool:
+        """Whether finding out who sends a request may take as long as a question to the database."""
+        return not self._people.any_is_known or self._people.any()
 
     @property
     def has_key(self) -> bool:

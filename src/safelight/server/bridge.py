@@ -73,10 +73,10 @@ async def ended(database: Database, events: Events, job_id: str) -> QueuedJob:
     over = asyncio.Event()
 
     def listener(event: Event) -> None:
-        if event.kind == "job" and event.job == job_id and event.data["state"] in ENDED:
+        if event.job == job_id and event.data["state"] in ENDED:
             loop.call_soon_threadsafe(over.set)
 
-    unsubscribe = events.subscribe(listener)
+    unsubscribe = events.subscribe(listener, ("job",))
     try:
         while True:
             job = await run(database.job, job_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
@@ -26,6 +26,9 @@ KNOWN = 200
 
 BASIC = {"WWW-Authenticate": "Basic"}
 
+
+Checked = Person | tuple[int, Problem]
+"""Who sends a request, or why it is refused: the status and the error."""
 
 NOBODY = Person("", "guest")
 """Who sends a request to an open route without having logged in."""
@@ -62,6 +65,10 @@ def _is_html(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in headers)
 
 
+async def _at_once(check: Callable[[HTTPConnection], Checked], connection: HTTPConnection) -> Checked:
+    return check(connection)
+
+
 class Gate:
     """The access check. It stores who asks in the request's scope, and writes the audit log."""
 
@@ -79,7 +86,9 @@ class Gate:
             return
         connection = HTTPConnection(scope)
         try:
-            person = await bridge.run(self._check, connection)
+            # Passing it to another thread takes longer than the check itself.
+            check = bridge.run if self._access.needs_database else _at_once
+            person = await check(self._check, connection)
         except StorageError as error:
             # The database says who may do what. Without it, only what is open to everybody can be answered.
             rule = rule_of(scope.get("method", "GET"), scope["path"])
@@ -119,7 +128,7 @@ class Gate:
         headers = BASIC if status == 401 and self._access.has_key else None
         await problems.answer(connection.url.path, status, problem, headers)(connection.scope, receive, send)
 
-    def _check(self, connection: HTTPConnection) -> Person | tuple[int, Problem]:
+    def _check(self, connection: HTTPConnection) -> Checked:
         """Return who asks, or why the request is refused. For an open route, this may be a person without rights."""
         scope = connection.scope
         if any(unicodedata.category(sign) == "Cc" for sign in scope["path"]):

@@ -32,7 +32,7 @@ class Metrics(Collector):
             buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
         )
         self._registry.register(self)
-        control.events.subscribe(self._count)
+        control.events.subscribe(self._count, ("job", "image"))
 
     def _count(self, event: Event) -> None:
         if event.kind == "job" and event.data["state"] in ENDED:

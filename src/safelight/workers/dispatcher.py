@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from safelight.errors import QueueFullError, StorageError
+from safelight.errors import StorageError
 from safelight.logs import Log
 from safelight.queue.database import Database, recover
 from safelight.queue.descriptions import tell_job
@@ -115,10 +115,9 @@ class Dispatcher:
 
         Raises QueueFullError if not all of them fit; then none is queued.
         """
-        waiting = self._database.queued()
-        if waiting + len(jobs) > self._max_queued:
-            raise QueueFullError(waiting)
-        queued = self._database.accept(*jobs, client=client, person=person, priority=priority)
+        queued = self._database.accept(
+            *jobs, client=client, person=person, priority=priority, max_queued=self._max_queued
+        )
         for job in queued:
             tell_job(job, self._events)
         self.wake()

@@ -228,10 +228,11 @@ class JobRunner:
         if progress.memory is not None:
             self.memory = progress.memory
             self._events.tell(Event("memory", job.id, progress.memory, job.person))
-        preview = {} if progress.preview is None else {"preview": preview_url(progress.preview)}
-        self._events.tell(
-            Event("progress", job.id, {**progress_to_dict(progress), **preview, "slot": self._slot}, job.person)
-        )
+        # A preview becomes a PNG file only for somebody.
+        if self._events.anybody_hears("progress"):
+            preview = {} if progress.preview is None else {"preview": preview_url(progress.preview)}
+            about = {**progress_to_dict(progress), **preview, "slot": self._slot}
+            self._events.tell(Event("progress", job.id, about, job.person))
         if progress.stage == "denoise" and progress.step == 1:
             upcoming = [name for name in self._upcoming() if name != job.request.model]
             if upcoming:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,24 @@ DecideRunSettings = Callable[[Precision, Model], RunSettings]
 """Returns the run settings for a precision and a model; the same ones for every job of this process."""
 
 
+REPORT_SECONDS = 0.2
+"""Seconds between two reports of the memory in progress messages. One lists every segment, so it has tens of kB."""
+
+
+class SpacedReports:
+    """Reports the memory as ``report`` does, or returns None if the last report is younger than REPORT_SECONDS."""
+
+    def __init__(self, report: Callable[[], Mapping[str, Any]]) -> None:
+        self._report, self._last = report, 0.0
+
+    def __call__(self) -> Mapping[str, Any] | None:
+        now = time.monotonic()
+        if now - self._last < REPORT_SECONDS:
+            return None
+        self._last = now
+        return self._report()
+
+
 class LocalEngine:
     """Makes images in this process, one at a time. Thread-safe: threads wait for each other.
 
@@ -61,7 +80,7 @@ class LocalEngine:
         tiers: Sequence[Residency],
     ) -> None:
         self.library = library
-        self.resources = replace(resources, report=report)
+        self.resources = replace(resources, report=SpacedReports(report))
         self._decide_settings = decide
         self._report = report
         self.tiers = tuple(tiers)

@@ -67,12 +67,16 @@ class JobRoutes:
         api.put("/queue/order", tags=["jobs"])(self.set_order)
         api.get("/events", tags=["jobs"], response_class=EventSourceResponse, responses=STREAM)(self.events)
 
-    def generate(self, asked: Generation, who: Who) -> Queued:
+    async def generate(self, asked: Generation, who: Who) -> Queued:
         """Queue a request, and return the job at once.
 
         If a prompt contains choices (``{a|b}``), each image is a job of its own. The answer is the first job, and has
         the identifiers of all.
         """
+        # FastAPI would use a thread for a plain function, and then another one for its answer.
+        return await bridge.run(self._queue_request, asked, who)
+
+    def _queue_request(self, asked: Generation, who: Person) -> Queued:
         request = intake.request_of(self._control, asked.model_dump(exclude={"priority"}))
         jobs = intake.accept(self._control, request, who=who, client="api", priority=asked.priority)
         return Queued(**job_to_dict(jobs[0]), jobs=[job.id for job in jobs])
@@ -87,9 +91,9 @@ class JobRoutes:
         """List the jobs, the newest first. Administrators see everybody's."""
         return [_job(job) for job in self._database.jobs(state or (), limit, before, who)]
 
-    def one_job(self, job_id: JobId, who: Who) -> JobModel:
+    async def one_job(self, job_id: JobId, who: Who) -> JobModel:
         """Return a job."""
-        return _job(intake.own_job(self._control, who, job_id))
+        return _job(await bridge.run(intake.own_job, self._control, who, job_id))
 
     def cancel(self, job_id: JobId, who: Who) -> CancelledModel:
         """Cancel a job. A waiting job ends at once, a running one at its next step."""
@@ -101,7 +105,7 @@ class JobRoutes:
         job = intake.own_job(self._control, who, job_id)
         if not self._dispatcher.set_priorities({job_id: asked.priority}):
             raise RefusedError(409, "not_waiting", f"job {job_id} is {job.state}; only jobs that wait have an order")
-        return self.one_job(job_id, who)
+        return _job(intake.own_job(self._control, who, job_id))
 
     def cancel_waiting(
         self,
