@@ -163,7 +163,8 @@ def test_the_page_works_at_a_path_of_its_own(proxied: tuple[serving.Server, str]
         assert "/safelight/api/v1/images/" in (picture.get_attribute("src") or "")
         page.get_by_role("link", name="Gallery").click()
         assert page.url == f"{address}/gallery"
-        page.locator(".thumbnail").first.click()
+        # The address changes before the view does, and the view before also has thumbnails.
+        page.locator(".gallery .thumbnail").first.click()
         expect(page.get_by_role("dialog")).to_be_visible()
         assert page.url.startswith(f"{address}/gallery/")
         page.reload()
