@@ -541,6 +541,20 @@ MUTANTS = (
         "tests/workers/test_dispatcher.py",
     ),
     Mutant(
+        "a request is divided only if its parts may wait",
+        "server/intake.py",
+        "        expanded = parts if len(parts) <= _room(control, who, most) else expanded\n",
+        "        expanded = parts\n",
+        "tests/server/test_slots.py",
+    ),
+    Mutant(
+        "the parts of a request have their own seeds",
+        "request/schema.py",
+        "        return replace(self, count=count, seed=self.seed + first)\n",
+        "        return replace(self, count=count, seed=self.seed)\n",
+        "tests/request/test_schema.py",
+    ),
+    Mutant(
         "the first person shows at once",
         "queue/people_table.py",
         "            self._any_until = 0.0\n",

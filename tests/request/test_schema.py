@@ -34,6 +34,8 @@ def ask(**changes: Any) -> Request:
 def test_images_of_a_request_differ_by_one_of_their_seeds() -> None:
     plain, varied = ask(seed=5, count=3), ask(seed=5, count=3, variation_seed=9, variation_strength=0.2)
     assert [plain.for_image(k) for k in range(3)] == [ask(seed=5 + k) for k in range(3)]
+    assert plain.for_images(1, 2) == ask(seed=6, count=2)
+    assert varied.for_images(1, 2) == replace(varied, count=2, variation_seed=10)
     assert [varied.for_image(k) for k in range(3)] == [replace(varied, count=1, variation_seed=9 + k) for k in range(3)]
     for index in (-1, 3):
         with pytest.raises(IndexError):

@@ -21,7 +21,10 @@ from support.serving import ASK, ended
 from safelight.assembly.slots import plan_slots
 from safelight.errors import SettingError
 from safelight.queue.person import Person
+from safelight.request.results import Progress
+from safelight.request.schema import Request
 from safelight.settings import Settings
+from safelight.workers.client import ServerEngine
 
 MODELS = ("starter-noto", "starter-fluent", "starter-twemoji")
 
@@ -71,6 +74,41 @@ def test_jobs_are_spread_and_pixels_do_not_depend_on_the_slot(two: serving.Serve
         slots = http.get("/api/v1/slots").json()
         assert sum(one["switches"] for one in slots) < 9
         assert all(one["run"]["threads"] == 1 for one in slots)
+
+
+def test_the_images_of_one_request_are_made_on_both_slots_and_are_those_of_one(two: serving.Server) -> None:
+    body = {**ASK, "seed": 7, "steps": 10, "count": 5, "model": MODELS[0], "width": 64, "height": 64}
+
+    def made(http: httpx.Client, **more: Any) -> list[dict[str, Any]]:
+        jobs = http.post("/api/v1/generate", json={**body, **more}).json()["jobs"]
+        assert [ended(http, job)["state"] for job in jobs] == ["done"] * (2 if more else 1)
+        return [image for job in jobs for image in http.get(f"/api/v1/jobs/{job}/images").json()]
+
+    with two.client() as http:
+        # Both hold the model then, so neither leaves a part to the other.
+        for slot in ("cpu:0", "cpu:1"):
+            http.post(f"/api/v1/slots/{slot}/drain").raise_for_status()
+            hashes(http, [queue(http, model=MODELS[0])])
+            http.post(f"/api/v1/slots/{slot}/resume").raise_for_status()
+        whole, parts = made(http), made(http, spread=True)
+    assert [image["seed"] for image in parts] == [7, 8, 9, 10, 11]
+    slots = [image["metadata"]["made"]["slot"] for image in parts]
+    assert (len(set(slots[:2])), len(set(slots[2:])), len(set(slots))) == (1, 1, 2)
+    request = Request(body["prompt"], MODELS[0], seed=7, steps=10, width=64, height=64, count=5)
+    seen: list[Progress] = []
+    here = list(ServerEngine(two.url).generate(request, seen.append))
+    right = [image["pixels_sha256"] for image in whole]
+    assert [image["pixels_sha256"] for image in parts] == [image.pixels_sha256 for image in here] == right
+    assert max(progress.image for progress in seen) == 4
+
+
+def test_a_request_is_not_divided_where_so_many_jobs_may_not_wait(tmp_path: Path) -> None:
+    (tmp_path / "safelight.yaml").write_text("devices: [cpu:2]\nthreads: 2\nguest_max_waiting: 1\n")
+    add_people(tmp_path)
+    with serving.serving(tmp_path) as server, as_person(server, "ada") as admin, as_person(server, "gus") as guest:
+        admin.post("/api/v1/queue/pause").raise_for_status()
+        answers = [http.post("/api/v1/generate", json={**ASK, "count": 2, "spread": True}) for http in (admin, guest)]
+        assert [len(answer.json()["jobs"]) for answer in answers] == [2, 1]
 
 
 def test_a_slot_whose_worker_dies_gives_its_job_to_the_other(two: serving.Server) -> None:

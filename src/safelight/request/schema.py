@@ -475,13 +475,19 @@ class Request(AssumedValues):
         check_together(self)
 
     def for_image(self, index: int) -> Request:
-        """The request for image ``index`` alone (it counts from 0): the only place that says how images of one request
-        differ. With a variation strength only the variation seed moves, otherwise only the seed. Raises IndexError."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"image {index} of {self.count}")
+        """Return the request for image ``index`` alone, counted from 0. Raises IndexError."""
+        return self.for_images(index, 1)
+
+    def for_images(self, first: int, count: int) -> Request:
+        """Return the request for ``count`` images alone, from number ``first``, counted from 0. Raises IndexError.
+
+        Only this place says how images of one request differ: by the variation seed if it has a strength, or the seed.
+        """
+        if not 0 <= first < first + count <= self.count:
+            raise IndexError(f"images {first} to {first + count - 1} of {self.count}")
         if self.variation_strength:
-            return replace(self, count=1, variation_seed=self.variation_seed + index)
-        return replace(self, count=1, seed=self.seed + index)
+            return replace(self, count=count, variation_seed=self.variation_seed + first)
+        return replace(self, count=count, seed=self.seed + first)
 
     @property
     def first_pass_steps(self) -> int:

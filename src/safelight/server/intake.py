@@ -7,6 +7,7 @@ import contextlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,13 @@ def _lower(one: int | None, other: int | None) -> int | None:
     return min((value for value in (one, other) if value is not None), default=None)
 
 
-def accept(control: Services, *requests: Request, who: Person, client: str, priority: int = 0) -> list[QueuedJob]:
+def accept(
+    control: Services, *requests: Request, who: Person, client: str, priority: int = 0, spread: bool = False
+) -> list[QueuedJob]:
     """Queue a person's requests, all or none, and return their jobs. Each job uses the content that its model has now.
 
     A request whose prompts contain choices becomes one job for each image.
+    ``spread``: a request for several images becomes one job for each slot, if so many jobs may wait.
     Raises ModelNotFoundError, RequestError or QueueFullError, and RefusedError for the person's limits.
     """
     most = limits_of(control, who)
@@ -121,6 +125,9 @@ def accept(control: Services, *requests: Request, who: Person, client: str, prio
         raise RequestError("isolate", True, "a process of its own for each image is for members")
     expanded = [variant for request in requests for variant in _expand(control, request, most.request)]
     _check_waiting(control, who, most, len(expanded))
+    if spread and any(request.count > 1 for request in expanded):
+        parts = [part for request in expanded for part in _parts(control, request)]
+        expanded = parts if len(parts) <= _room(control, who, most) else expanded
     jobs = [_resolve(control, variant, who, most.request) for variant in expanded]
     control.database.input_owners.add(who.name, {digest for job in jobs for _, digest in pictures_of(job.request)})
     return control.dispatcher.accept(*jobs, client=client, person=who.name, priority=priority)
@@ -132,6 +139,19 @@ def _check_waiting(control: Services, who: Person, most: PersonLimits, more: int
         message = f"{waiting} jobs of yours wait, and at most {most.waiting} may; wait until some have ended"
         raise RefusedError(429, "queue_full", message)
     check_disk(control, who)
+
+
+def _room(control: Services, who: Person, most: PersonLimits) -> int:
+    """Return how many jobs a person may add to the queue now."""
+    room = control.settings.max_queue_size - control.database.queued()
+    return room if most.waiting is None else min(room, most.waiting - control.database.queued(who.name))
+
+
+def _parts(control: Services, request: Request) -> list[Request]:
+    """Divide a request for several images into one for each slot that takes jobs. Their images are in order."""
+    parts = max(1, min(request.count, sum(slot.takes_jobs for slot in control.dispatcher.slots)))
+    firsts = [request.count * part // parts for part in range(parts + 1)]
+    return [request.for_images(first, end - first) for first, end in pairwise(firsts)]
 
 
 def disk_of(control: Services, person: str) -> int:

@@ -50,32 +50,41 @@ class ServerEngine:
             # This process has already expanded the choices in the prompts. The remaining braces are text.
             text = {"prompt": escaped(request.prompt), "negative": escaped(request.negative)}
             body = {name: value for name, value in (asdict(request) | text).items() if value is not None}
-            job = _read_body(self._client.post("/api/v1/generate", json=body))["id"]
-            ended, images, place = False, 0, 0
+            # Each job has a part of the images, in order. A server with several slots makes them at the same time.
+            jobs: list[str] = _read_body(self._client.post("/api/v1/generate", json={**body, "spread": True}))["jobs"]
+            images = 0
             try:
-                for kind, data in self._events(job):
-                    if kind == "progress":
-                        on_progress(Progress(data["stage"], data["image"], data["step"], data["steps"]))
-                    ended = kind == "job" and data["ended"] is not None
-                    # The server sends no events for images that it finished before this stream began. The list has
-                    # them.
-                    if ended or kind == "image":
-                        for entry in _read_body(self._client.get(f"/api/v1/jobs/{job}/images")):
-                            if entry["place"] >= place:
-                                images, place = images + 1, entry["place"] + 1
-                                yield self._fetch_image(entry)
-                    if ended:
-                        _raise_unless_done(data)
-                        break
-                else:
-                    raise SafelightError(f"the server at {self._url} closed the stream of events before the job ended")
+                while jobs:
+                    for image in self._images(jobs[0], images, on_progress):
+                        images += 1
+                        yield image
+                    del jobs[0]
             finally:
-                if not ended:
+                for job in jobs:
+                    # This does not change a job that has ended.
                     with contextlib.suppress(httpx.TransportError):
                         self._client.post(f"/api/v1/jobs/{job}/cancel")
             if images < request.count:
                 missing = request.count - images
                 raise SafelightError(f"the server removed {missing} images of the job before they were fetched")
+
+    def _images(self, job: str, before: int, on_progress: OnProgress) -> Iterator[Image]:
+        """Yield the images of a job until it has ended. ``before``: the number of images of the jobs before it."""
+        place = 0
+        for kind, data in self._events(job):
+            if kind == "progress":
+                on_progress(Progress(data["stage"], before + data["image"], data["step"], data["steps"]))
+            ended = kind == "job" and data["ended"] is not None
+            # The server sends no events for images that it finished before this stream began. The list has them.
+            if ended or kind == "image":
+                for entry in _read_body(self._client.get(f"/api/v1/jobs/{job}/images")):
+                    if entry["place"] >= place:
+                        place = entry["place"] + 1
+                        yield self._fetch_image(entry)
+            if ended:
+                _raise_unless_done(data)
+                return
+        raise SafelightError(f"the server at {self._url} closed the stream of events before the job ended")
 
     @contextmanager
     def _reachable(self) -> Generator[None]:

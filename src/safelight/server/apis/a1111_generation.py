@@ -110,7 +110,7 @@ class GenerationRoutes:
             refiner_start=_REFINER_START if refiner is None else refiner[1],
             **asked.given(),
         )
-        return intake.accept(self._control, request, who=who, client=f"a1111 {client.address}")
+        return intake.accept(self._control, request, who=who, client=f"a1111 {client.address}", spread=True)
 
     def _refiner(self, title: str) -> str:
         """Return the name of the refiner with a title. Raises RequestError if there is no such model."""

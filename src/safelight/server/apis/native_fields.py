@@ -66,6 +66,9 @@ class Generation(_REQUEST):
     model: str = FieldOf(default="", description="The name of a model; the server's default model if it is empty.")
     seed: int | None = FieldOf(default=None, ge=0, le=MOST_SEED, description=fields_of(Request)["seed"].declared.help)
     priority: int = FieldOf(default=0, ge=-100, le=100, description="Higher goes first, within the bound of the queue.")
+    spread: bool = FieldOf(
+        default=False, description="Divide the images among the server's slots: each part is a job of its own."
+    )
 
 
 class AdapterModel(BaseModel):

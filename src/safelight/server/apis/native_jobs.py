@@ -70,15 +70,16 @@ class JobRoutes:
     async def generate(self, asked: Generation, who: Who) -> Queued:
         """Queue a request, and return the job at once.
 
-        If a prompt contains choices (``{a|b}``), each image is a job of its own. The answer is the first job, and has
-        the identifiers of all.
+        If a prompt contains choices (``{a|b}``), each image is a job of its own. With ``spread``, each slot gets a part
+        of the images as a job. The answer is the first job, and has the identifiers of all.
         """
         # FastAPI would use a thread for a plain function, and then another one for its answer.
         return await bridge.run(self._queue_request, asked, who)
 
     def _queue_request(self, asked: Generation, who: Person) -> Queued:
-        request = intake.request_of(self._control, asked.model_dump(exclude={"priority"}))
-        jobs = intake.accept(self._control, request, who=who, client="api", priority=asked.priority)
+        request = intake.request_of(self._control, asked.model_dump(exclude={"priority", "spread"}))
+        order, spread = asked.priority, asked.spread
+        jobs = intake.accept(self._control, request, who=who, client="api", priority=order, spread=spread)
         return Queued(**job_to_dict(jobs[0]), jobs=[job.id for job in jobs])
 
     def jobs(

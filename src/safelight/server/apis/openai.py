@@ -409,7 +409,9 @@ def _queue(control: Services, asked: ImageGeneration, edit: Edit | None, who: Pe
         **_sampler(values["sampler"], values["schedule"]),
         **more,
     )
-    return intake.accept(control, request, who=who, client=f"openai {asked.user or ''}".strip())
+    # A stream follows one job after the other, and would miss the previews of those that run at the same time.
+    spread = not asked.stream
+    return intake.accept(control, request, who=who, client=f"openai {asked.user or ''}".strip(), spread=spread)
 
 
 def _steps(asked: ImageGeneration, given: Any) -> int | None:

@@ -252,7 +252,7 @@ export async function queue(wanted, accepted) {
   const ids = [];
   for (const request of wanted) {
     try {
-      const job = await api.post("/generate", request);
+      const job = await api.post("/generate", { ...request, spread: true });
       ids.push(...job.jobs);
       // An event may have told a newer state already.
       change((now) => ({ jobs: { [job.id]: job, ...now.jobs }, problem: null }));
