@@ -585,8 +585,8 @@ MUTANTS = (
     Mutant(
         "images from before anybody listened",
         "workers/client.py",
-        '                    if ended or kind == "image":\n',
-        '                    if kind == "image":\n',
+        '            if ended or kind == "image":\n',
+        '            if kind == "image":\n',
         "tests/workers/test_client.py",
     ),
     Mutant(

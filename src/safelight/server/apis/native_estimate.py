@@ -133,7 +133,7 @@ class EstimateRoutes:
 
     def _request(self, asked: Generation) -> tuple[Card, Request]:
         """Return the model's card, and the request with the model's defaults. No weights are read."""
-        request = intake.request_of(self._control, asked.model_dump(exclude={"priority"}))
+        request = intake.request_of(self._control, asked.request_fields())
         card = self._control.catalog.model_card(request.model)
         family, user = families()[card.summary["base"]], card.summary["defaults"]
         sides = {side: getattr(request, side) or user.get(side) for side in ("width", "height")}

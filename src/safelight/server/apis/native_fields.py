@@ -70,6 +70,10 @@ class Generation(_REQUEST):
         default=False, description="Divide the images among the server's slots: each part is a job of its own."
     )
 
+    def request_fields(self) -> dict[str, Any]:
+        """Return the fields of the request, without those that say how it is queued."""
+        return self.model_dump(exclude={"priority", "spread"})
+
 
 class AdapterModel(BaseModel):
     """An adapter of the library.

@@ -74,7 +74,7 @@ class GridRoutes:
         All cells have the same seed, unless it is what varies.
         """
         across, down = axis("x", asked.x), axis("y", asked.y) if asked.y else None
-        request = intake.request_of(self._control, asked.request.model_dump(exclude={"priority"}))
+        request = intake.request_of(self._control, asked.request.request_fields())
         found = cells(request, across, down)
         for cell in found:
             if cell.request.count != 1:

@@ -77,7 +77,7 @@ class JobRoutes:
         return await bridge.run(self._queue_request, asked, who)
 
     def _queue_request(self, asked: Generation, who: Person) -> Queued:
-        request = intake.request_of(self._control, asked.model_dump(exclude={"priority", "spread"}))
+        request = intake.request_of(self._control, asked.request_fields())
         order, spread = asked.priority, asked.spread
         jobs = intake.accept(self._control, request, who=who, client="api", priority=order, spread=spread)
         return Queued(**job_to_dict(jobs[0]), jobs=[job.id for job in jobs])
