@@ -27,7 +27,7 @@ class ReplayingWorker(Worker):
     def _work(self, message: Generate) -> None:
         if self._messages:
             for one in self._messages:
-                self._pipe.say(replace(one, job_id=message.job_id))
+                self._pipe.say(_of_job(one, message))
             return
         say = self._pipe.say
 
@@ -39,6 +39,13 @@ class ReplayingWorker(Worker):
         self._pipe.say = say_and_keep
         super()._work(message)
         self._pipe.say = say
+
+
+def _of_job(one: Progressed | Made | Ended, wanted: Generate) -> FromWorker:
+    """Return a message as one of another job. Its image has the seed of that job, and so a file name of its own."""
+    if isinstance(one, Made):
+        return Made(wanted.job_id, one.index, replace(one.image, seed=wanted.job.request.seed + one.index))
+    return replace(one, job_id=wanted.job_id)
 
 
 def main() -> None:
