@@ -555,6 +555,27 @@ MUTANTS = (
         "tests/request/test_schema.py",
     ),
     Mutant(
+        "what the start has handled is not handled again",
+        "queue/image_files.py",
+        "        self._unfinished.keep(stay)\n",
+        "",
+        "tests/queue/test_image_files.py",
+    ),
+    Mutant(
+        "unfinished images of an earlier version",
+        "queue/image_files.py",
+        "{**self._markers(), **self._unfinished.read()}",
+        "self._unfinished.read()",
+        "tests/queue/test_image_files.py",
+    ),
+    Mutant(
+        "the list of unfinished images is emptied only if all are finished",
+        "queue/unfinished.py",
+        "            if not self._open:\n",
+        "            if True:\n",
+        "tests/queue/test_image_files.py",
+    ),
+    Mutant(
         "the first person shows at once",
         "queue/people_table.py",
         "            self._any_until = 0.0\n",

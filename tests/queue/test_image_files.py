@@ -18,6 +18,7 @@ from safelight.errors import StorageError
 from safelight.queue.export import export
 from safelight.queue.image_files import THUMBNAIL, Gallery
 from safelight.queue.stored_image import StoredImage
+from safelight.queue.unfinished import UnfinishedImages
 from safelight.request.results import Image
 from safelight.request.schema import Request
 
@@ -70,7 +71,7 @@ def test_a_thumbnail_for_which_there_is_no_room_leaves_nothing(
     monkeypatch.setattr("safelight.queue.image_files.write_whole", full)
     with pytest.raises(StorageError):
         gallery.put(image, "a" * 32)
-    assert [path for path in (tmp_path / "gallery").rglob("*") if path.is_file()] == []
+    assert [path for path in (tmp_path / "gallery").rglob("*") if path.is_file() and path.stat().st_size] == []
 
 
 def test_what_a_killed_server_left_goes_at_the_next_start(image: Image, tmp_path: Path) -> None:
@@ -135,4 +136,36 @@ def test_an_old_file_and_a_killed_deletion(image: Image, tmp_path: Path) -> None
     assert gallery.sweep(set()) == 2
     assert path.exists()
     assert not gallery.path(own).exists()
-    assert not list((tmp_path / "root/images/.unfinished").iterdir())
+    assert (tmp_path / "root/images/.unfinished.jsonl").read_bytes() == b""
+
+
+def test_what_an_earlier_version_left_goes_too_and_a_line_that_was_cut_is_left_out(
+    image: Image, tmp_path: Path
+) -> None:
+    gallery, markers = Gallery(tmp_path), tmp_path / "images/.unfinished"
+    old, cut, new = (gallery.put(image, letter * 32) for letter in "abc")
+    markers.mkdir()
+    (markers / ("a" * 32)).write_text(old)
+    listed = tmp_path / "images/.unfinished.jsonl"
+    lines = listed.read_text().split("\n")
+    assert lines[3].startswith(f'["{"b" * 32}"')
+    listed.write_text("\n".join([lines[3][:40], *lines[4:]]))
+    assert gallery.sweep(set()) == 4
+    left = [(tmp_path / "images" / name).exists() for name in (old, cut, new)]
+    assert left == [False, True, False]
+    assert not markers.exists()
+    assert gallery.sweep(set()) == 0
+
+
+def test_the_list_of_unfinished_images_is_emptied_when_all_are_finished(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    unfinished = UnfinishedImages(path)
+    unfinished.add({"a": "a.png"})
+    unfinished.add({"b": "b.png", "c": ""})
+    unfinished.finish("a")
+    assert unfinished.read() == {"a": "a.png", "b": "b.png", "c": ""}
+    for image_id in "bc":
+        unfinished.finish(image_id)
+    assert path.read_bytes() == b""
+    unfinished.keep({"d": "d.png"})
+    assert UnfinishedImages(path).read() == {"d": "d.png"}

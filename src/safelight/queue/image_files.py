@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from safelight.files.disk import (
     numbered_names,
     place_new,
     temporary_file_in,
-    unwritable,
     write_new,
     write_whole,
 )
@@ -27,6 +27,7 @@ from safelight.pictures.file_format import ENDINGS, LOSSLESS, ImageFormat, encod
 from safelight.pictures.file_names import file_stem
 from safelight.pictures.opening import opened
 from safelight.queue.stored_image import StoredImage
+from safelight.queue.unfinished import UnfinishedImages
 from safelight.request.results import Image, Preview
 
 _log = Log(__name__)
@@ -70,19 +71,23 @@ READ = ("PNG", "JPEG", "WEBP", "AVIF")
 """Pillow's names of the formats of imported images."""
 
 
+MARKERS = ".unfinished"
+"""The folder in which earlier versions had a file for each unfinished image."""
+
+
 class Gallery:
     """The server's folder of images, in folders by date, and a thumbnail of each.
 
     ``names``: the pattern of the names; see :mod:`safelight.file_patterns`.
 
-    An image's file is written before its row in the database. A marker names the file until the row is there, so that
-    the next start can remove what a killed server left.
+    An image's file is written before its row in the database. It is named in a list until the row is there, so that the
+    next start can remove what a killed server left.
     """
 
     def __init__(self, folder: Path, names: str = DEFAULT) -> None:
         self._images = folder / "images"
         self._thumbnails = folder / "thumbnails"
-        self._unfinished = self._images / ".unfinished"
+        self._unfinished = UnfinishedImages(self._images / ".unfinished.jsonl")
         self._names = names if "{date}" in names else f"{{date}}/{names}"
 
     def put(self, image: Image, image_id: str) -> str:
@@ -100,12 +105,12 @@ class Gallery:
                 if (self._images / name).exists():
                     continue
                 # From now on, a killed server's next start removes both files, if the row is not there by then.
-                self._mark(image_id, name)
+                self._unfinished.add({image_id: name})
                 # A thumbnail that is lost with the power is made again.
                 try:
                     write_whole(self.thumbnail(image_id), _thumbnail(picture), wait=False)
                 except FileError:
-                    # The marker must not stay: another file may get this name.
+                    # The name must not stay in the list: another file may get it.
                     self.finish(image_id)
                     raise
                 with contextlib.suppress(FileExistsError):
@@ -114,8 +119,8 @@ class Gallery:
         raise AssertionError
 
     def finish(self, image_id: str) -> None:
-        """Remove the marker: the image's row is there, or its files are gone."""
-        (self._unfinished / image_id).unlink(missing_ok=True)
+        """Note that the image's row is there, or its files are gone."""
+        self._unfinished.finish(image_id)
 
     def path(self, image: StoredImage) -> Path:
         """Return the path of an image's file."""
@@ -138,24 +143,14 @@ class Gallery:
         return path
 
     def mark(self, images: Iterable[StoredImage]) -> None:
-        """Write a marker for each image: its files go at the next start, if its row is gone by then."""
-        for image in images:
-            self._mark(image.id, "" if image.imported else image.file)
-
-    def _mark(self, image_id: str, name: str) -> None:
-        """Write a marker. ``name``: of the image's file; "" if there is none that is ours."""
-        # No other process reads it meanwhile, and a killed server leaves the whole name or none.
-        marker = self._unfinished / image_id
-        try:
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.write_bytes(name.encode())
-        except OSError as error:
-            raise unwritable(marker, error) from error
+        """Note that images are about to be deleted: their files go at the next start, if their rows are gone then."""
+        # The file of an imported image is not ours.
+        self._unfinished.add({image.id: "" if image.imported else image.file for image in images})
 
     def remove(self, image: StoredImage) -> None:
-        """Remove an image's files and its marker. The file of an imported image stays, because it is not ours.
+        """Remove an image's files. The file of an imported image stays, because it is not ours.
 
-        What cannot be removed now stays with its marker, for the next start.
+        What cannot be removed now stays in the list, for the next start.
         """
         try:
             self.thumbnail(image.id).unlink(missing_ok=True)
@@ -176,21 +171,27 @@ class Gallery:
 
         ``known``: the files of all images.
         """
-        removed = 0
-        for marker in self._unfinished.glob("*"):
-            name = marker.read_text(errors="replace")
-            left = [] if name in known else [self.thumbnail(marker.name), *([self._images / name] if name else [])]
+        removed, stay = 0, dict[str, str]()
+        for image_id, name in {**self._markers(), **self._unfinished.read()}.items():
+            left = [] if name in known else [self.thumbnail(image_id), *([self._images / name] if name else [])]
             for path in left:
                 with contextlib.suppress(OSError):
                     path.unlink()
                     removed += 1
-            if not any(path.exists() for path in left):
-                self.finish(marker.name)
+            if any(path.exists() for path in left):
+                stay[image_id] = name
+        self._unfinished.keep(stay)
+        shutil.rmtree(self._images / MARKERS, ignore_errors=True)
         for left in self._images.glob("**/.safelight-*"):
             with contextlib.suppress(OSError):
                 left.unlink()
                 removed += 1
         return removed
+
+    def _markers(self) -> dict[str, str]:
+        """Return what an earlier version left: a file for each unfinished image."""
+        found = (self._images / MARKERS).glob("*")
+        return {marker.name: marker.read_text(errors="replace") for marker in found}
 
 
 def _thumbnail(picture: PILImage.Image) -> bytes:
