@@ -543,8 +543,8 @@ MUTANTS = (
     Mutant(
         "a request is divided only if its parts may wait",
         "server/intake.py",
-        "        expanded = parts if len(parts) <= _room(control, who, most) else expanded\n",
-        "        expanded = parts\n",
+        "    if len(expanded) < len(parts) <= _room(control, who, most):\n",
+        "    if len(expanded) < len(parts):\n",
         "tests/server/test_slots.py",
     ),
     Mutant(
@@ -571,15 +571,22 @@ MUTANTS = (
     Mutant(
         "the list of unfinished images is emptied only if all are finished",
         "queue/unfinished.py",
-        "            if not self._open:\n",
-        "            if True:\n",
+        "                if self._open:\n",
+        "                if False:\n",
+        "tests/queue/test_image_files.py",
+    ),
+    Mutant(
+        "the name of a finished image may be another's",
+        "queue/unfinished.py",
+        "                    self._append({image_id: None})\n",
+        "                    pass\n",
         "tests/queue/test_image_files.py",
     ),
     Mutant(
         "the first person shows at once",
         "queue/people_table.py",
-        "            self._any_until = 0.0\n",
-        "            pass\n",
+        "        with self._looking:\n            self._any = False, 0.0\n",
+        "        pass\n",
         "tests/queue/test_people_table.py",
     ),
     Mutant(

@@ -52,7 +52,7 @@ def test_the_first_person_gets_everything(database: Database) -> None:
 
 def test_a_change_shows_at_once_and_that_of_another_process_after_a_second(tmp_path: Path, database: Database) -> None:
     assert not database.people.any()
-    assert database.people.any_is_known
+    assert database.people.known_any is False
     other = Database(tmp_path)
     other.people.add(Person("ann"), "hash")
     other.close()

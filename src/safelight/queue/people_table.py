@@ -55,27 +55,29 @@ class PeopleTable:
 
     def __init__(self, file: SqlDatabase) -> None:
         self._file = file
-        self._any, self._any_until = False, 0.0
+        self._any = False, 0.0
         self._looking = threading.Lock()
 
     def any(self) -> bool:
         """Return whether the server knows people. What another process changes shows after ANY_SECONDS at most."""
         with self._looking:
-            if not self.any_is_known:
+            known = self.known_any
+            if known is None:
                 with self._file.connection() as connection:
-                    self._any = connection.execute(statements.ANY_PERSON).first() is not None
-                self._any_until = time.monotonic() + ANY_SECONDS
-            return self._any
+                    known = connection.execute(statements.ANY_PERSON).first() is not None
+                self._any = known, time.monotonic() + ANY_SECONDS
+            return known
 
     @property
-    def any_is_known(self) -> bool:
-        """Whether :meth:`any` returns at once, without the database."""
-        return time.monotonic() < self._any_until
+    def known_any(self) -> bool | None:
+        """What :meth:`any` would return, if the database need not be asked; else None."""
+        found, until = self._any
+        return found if time.monotonic() < until else None
 
     def _forget_any(self) -> None:
         # Nobody looks meanwhile, so what they found before the change cannot be kept.
         with self._looking:
-            self._any_until = 0.0
+            self._any = False, 0.0
 
     def all(self) -> list[Person]:
         """Return the people by name."""

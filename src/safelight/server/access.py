@@ -64,9 +64,9 @@ class Access:
         return self._people.any()
 
     @property
-    def needs_database(self) -> bool:
-        """Whether finding out who sends a request may take as long as a question to the database."""
-        return not self._people.any_is_known or self._people.any()
+    def known_people(self) -> bool | None:
+        """What :meth:`knows_people` would return, if the database need not be asked; else None."""
+        return self._people.known_any
 
     @property
     def has_key(self) -> bool:

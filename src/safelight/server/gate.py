@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
@@ -26,9 +26,6 @@ KNOWN = 200
 
 BASIC = {"WWW-Authenticate": "Basic"}
 
-
-Checked = Person | tuple[int, Problem]
-"""Who sends a request, or why it is refused: the status and the error."""
 
 NOBODY = Person("", "guest")
 """Who sends a request to an open route without having logged in."""
@@ -65,10 +62,6 @@ def _is_html(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in headers)
 
 
-async def _at_once(check: Callable[[HTTPConnection], Checked], connection: HTTPConnection) -> Checked:
-    return check(connection)
-
-
 class Gate:
     """The access check. It stores who asks in the request's scope, and writes the audit log."""
 
@@ -86,9 +79,11 @@ class Gate:
             return
         connection = HTTPConnection(scope)
         try:
-            # Passing it to another thread takes longer than the check itself.
-            check = bridge.run if self._access.needs_database else _at_once
-            person = await check(self._check, connection)
+            if self._access.known_people is False:
+                # The check does not ask the database, so another thread would take longer than the check itself.
+                person = self._check(connection, False)
+            else:
+                person = await bridge.run(self._check, connection)
         except StorageError as error:
             # The database says who may do what. Without it, only what is open to everybody can be answered.
             rule = rule_of(scope.get("method", "GET"), scope["path"])
@@ -128,13 +123,16 @@ class Gate:
         headers = BASIC if status == 401 and self._access.has_key else None
         await problems.answer(connection.url.path, status, problem, headers)(connection.scope, receive, send)
 
-    def _check(self, connection: HTTPConnection) -> Checked:
-        """Return who asks, or why the request is refused. For an open route, this may be a person without rights."""
+    def _check(self, connection: HTTPConnection, people: bool | None = None) -> Person | tuple[int, Problem]:
+        """Return who asks, or why the request is refused. For an open route, this may be a person without rights.
+
+        ``people``: whether there are people; None to ask the database.
+        """
         scope = connection.scope
         if any(unicodedata.category(sign) == "Cc" for sign in scope["path"]):
             # A route's pattern may match before a line end, and this check would not.
             return 400, Problem(error="bad_request", message=f"the path {scope['path']!r} has a control character")
-        people = self._access.knows_people()
+        people = self._access.knows_people() if people is None else people
         protected = people or self._access.has_key
         foreign = auth.from_elsewhere(connection, protected, self._origins)
         if foreign is not None:

@@ -125,9 +125,9 @@ def accept(
         raise RequestError("isolate", True, "a process of its own for each image is for members")
     expanded = [variant for request in requests for variant in _expand(control, request, most.request)]
     _check_waiting(control, who, most, len(expanded))
-    if spread and any(request.count > 1 for request in expanded):
-        parts = [part for request in expanded for part in _parts(control, request)]
-        expanded = parts if len(parts) <= _room(control, who, most) else expanded
+    parts = [part for request in expanded for part in _parts(control, request)] if spread else expanded
+    if len(expanded) < len(parts) <= _room(control, who, most):
+        expanded = parts
     jobs = [_resolve(control, variant, who, most.request) for variant in expanded]
     control.database.input_owners.add(who.name, {digest for job in jobs for _, digest in pictures_of(job.request)})
     return control.dispatcher.accept(*jobs, client=client, person=who.name, priority=priority)

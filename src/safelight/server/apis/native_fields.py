@@ -71,7 +71,7 @@ class Generation(_REQUEST):
     )
 
     def request_fields(self) -> dict[str, Any]:
-        """Return the fields of the request, without those that say how it is queued."""
+        """Return the fields of the request, without ``priority`` and ``spread``."""
         return self.model_dump(exclude={"priority", "spread"})
 
 

@@ -78,8 +78,9 @@ class JobRoutes:
 
     def _queue_request(self, asked: Generation, who: Person) -> Queued:
         request = intake.request_of(self._control, asked.request_fields())
-        order, spread = asked.priority, asked.spread
-        jobs = intake.accept(self._control, request, who=who, client="api", priority=order, spread=spread)
+        jobs = intake.accept(
+            self._control, request, who=who, client="api", priority=asked.priority, spread=asked.spread
+        )
         return Queued(**job_to_dict(jobs[0]), jobs=[job.id for job in jobs])
 
     def jobs(

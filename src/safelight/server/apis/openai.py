@@ -409,7 +409,7 @@ def _queue(control: Services, asked: ImageGeneration, edit: Edit | None, who: Pe
         **_sampler(values["sampler"], values["schedule"]),
         **more,
     )
-    # A stream follows one job after the other, and would miss the previews of those that run at the same time.
+    # A stream reads the events of one job at a time, so it would miss the previews of the other parts.
     spread = not asked.stream
     return intake.accept(control, request, who=who, client=f"openai {asked.user or ''}".strip(), spread=spread)
 
