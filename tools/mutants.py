@@ -337,6 +337,13 @@ MUTANTS = (
         "tests/boundary/test_modules.py tests/models/test_attention.py",
     ),
     Mutant(
+        "auto does not use a kernel that computes wrongly",
+        "models/attention.py",
+        "            if self.test([name], dtype)[name].passed:\n",
+        "            if self.test([name], dtype)[name]:\n",
+        "tests/models/test_attention.py",
+    ),
+    Mutant(
         "kernels are tried",
         "models/attention.py",
         "            if not result.passed:\n",
@@ -539,6 +546,13 @@ MUTANTS = (
         "            if max_queued is not None and waiting + len(jobs) > max_queued:\n",
         "            if max_queued is not None and waiting >= max_queued:\n",
         "tests/workers/test_dispatcher.py",
+    ),
+    Mutant(
+        "an interrupt waits for the end of an import",
+        "cli/interrupts.py",
+        "    if _imports(frame):\n",
+        "    if False:\n",
+        "tests/cli/test_interrupts.py",
     ),
     Mutant(
         "a request is divided only if its parts may wait",

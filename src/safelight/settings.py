@@ -120,8 +120,8 @@ class Settings(BaseSettings):
         default="auto",
     )
     attention_type: AttentionType = declare(
-        "Safelight computes attention with this kernel. `auto` is the fastest kernel that computes correctly, but "
-        "never `sliced`.",
+        "Safelight computes attention with this kernel. `auto` is `torch-sdp`, or another kernel if that one "
+        "computes wrongly on this machine.",
         SettingDetails(group="Computing", in_invokeai=True),
         default="auto",
     )

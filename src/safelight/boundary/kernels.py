@@ -24,7 +24,7 @@ from safelight.boundary import VERSION
 from safelight.errors import InputError
 
 KERNELS = ("torch-sdp", "flash", "xformers", "sage", "normal", "sliced")
-"""Names of attention kernels. If two are about as fast, the earlier one is preferred."""
+"""Names of attention kernels, in the order in which ``auto`` tries them. PyTorch's own is fast on every device."""
 
 
 _PACKAGES = {"flash": "flash_attn", "xformers": "xformers", "sage": "sageattention"}

@@ -34,6 +34,7 @@ from safelight.cli import (
     users,
 )
 from safelight.cli.common import Commands, GlobalOptions
+from safelight.cli.interrupts import wait_for_imports
 from safelight.errors import ANSWERS, Cancelled, SafelightError, answer_to
 from safelight.version import VERSION
 
@@ -127,7 +128,8 @@ def run() -> None:
     if sys.platform == "win32":
         _fail("Windows is not supported; use WSL 2 (docs/structure.md lists what a port would have to change)", 2)
     try:
-        app()
+        with wait_for_imports():
+            app()
     except (Cancelled, KeyboardInterrupt):
         _cancelled()
     except SystemExit as stop:
