@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from support.serving import ended, make
 
 from .conftest import Open, shot
@@ -56,6 +56,21 @@ def test_images_are_searched_starred_removed_and_restored(
     page.get_by_role("button", name="Starred").click()
     expect(page.locator(".cell")).to_have_count(1)
     shot(page, "gallery")
+
+
+def test_an_image_opens_before_its_details_are_there(
+    images: list[dict[str, Any]], open_page: Open, http: httpx.Client
+) -> None:
+    http.patch("/api/v1/images", json={"ids": [image["id"] for image in images], "trashed": False})
+    page = open_page("/")
+    held: list[Route] = []
+    page.route("**/images/details", lambda route: held.append(route))
+    page.get_by_role("link", name="Gallery").click()
+    page.locator(".cell .thumbnail").first.click()
+    expect(page).to_have_url(re.compile(f"/gallery/{images[2]['id']}$"))
+    expect(page.locator(".image-prompt")).to_have_text("a lighthouse at dusk")
+    for route in held:
+        route.continue_()
 
 
 @pytest.mark.full

@@ -285,11 +285,12 @@ function Grid({ ids, selected, onSelect, onAll }) {
     const left = (at % columns) * (side + GAP);
     const top = Math.floor(at / columns) * (side + GAP);
     const select = (/** @type {any} */ event) => handlers.current.onSelect(at, event);
+    const open = (/** @type {any} */ event) => (event?.ctrlKey || event?.metaKey || event?.shiftKey ? select(event) : go(`/gallery/${id}`));
     const node = html`<div key=${id} class="cell" data-at=${at} data-selected=${selected.has(id) ? "" : undefined} style=${{ transform: `translate(${left}px, ${top}px)`, width: `${side}px`, height: `${side}px` }}>
       ${image
-        ? html`<${Thumbnail} image=${image} onOpen=${(/** @type {any} */ event) => (event?.ctrlKey || event?.metaKey || event?.shiftKey ? select(event) : go(`/gallery/${id}`))} />
+        ? html`<${Thumbnail} image=${image} onOpen=${open} />
             <input type="checkbox" class="select" aria-label=${t("select_image", { number: at + 1 })} checked=${selected.has(id)} onClick=${select} />`
-        : html`<div class="thumbnail" />`}
+        : html`<button type="button" class="thumbnail" aria-label=${t("loading")} onClick=${open} />`}
     </div>`;
     if (cells.current.size > MOST_CELLS) cells.current.clear();
     cells.current.set(id, { key, image, node });
