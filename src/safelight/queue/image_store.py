@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from safelight.errors import SafelightError
 from safelight.queue.database import Database
 from safelight.queue.descriptions import image_to_dict
 from safelight.queue.events import Event, Events
@@ -61,16 +63,28 @@ class ImageStore:
             negative=str(request.get("negative", "")),
             loras=tuple(str(one["name"]) for one in request.get("loras", ())),
         )
-        added: StoredImage | None = None
         try:
             added = self._database.add_image(stored)
-        finally:
-            if added is not None:
-                self._gallery.finish(image_id)
+        except SafelightError:
+            self._clear_up(stored)
+            raise
+        if added is None:
+            self._gallery.remove(stored)
+            return
+        self._gallery.finish(image_id)
+        self._events.tell(Event("image", job.id, image_to_dict(added), added.person))
+
+    def _clear_up(self, image: StoredImage) -> None:
+        """Remove the files of an image whose row could not be written.
+
+        A connection that is lost leaves open whether the row is there. If it is, its files stay. If the database does
+        not answer, the next start decides.
+        """
+        with contextlib.suppress(SafelightError):
+            if self._database.images.get_all([image.id]):
+                self._gallery.finish(image.id)
             else:
-                self._gallery.remove(stored)
-        if added is not None:
-            self._events.tell(Event("image", job.id, image_to_dict(added), added.person))
+                self._gallery.remove(image)
 
     def change(self, ids: Sequence[str], change: ImageChange, person: Person = LOCAL) -> list[str]:
         """See :meth:`ImageTable.change`. ``person``: who asks."""
@@ -89,12 +103,16 @@ class ImageStore:
         images = self._database.images.seen_by(person).own(ids)
         # If the server is killed meanwhile, its next start removes the files of deleted rows.
         self._gallery.mark(images)
-        self._database.images.delete([image.id for image in images])
+        deleted = self._database.images.delete([image.id for image in images])
         for image in images:
-            self._gallery.remove(image)
-        deleted = [image.id for image in images]
-        self._tell(images)
-        return deleted
+            # If another call has deleted it, a new image may have the name of its file already.
+            if image.id in deleted:
+                self._gallery.remove(image)
+            else:
+                self._gallery.finish(image.id)
+        gone = [image for image in images if image.id in deleted]
+        self._tell(gone)
+        return [image.id for image in gone]
 
     def empty_trash(self, days: float) -> int:
         """Delete the images that are in the trash for longer than ``days``. Returns their number."""

@@ -200,15 +200,18 @@ class ImageTable:
         """Return those of these images that the person may change."""
         return [image for image in self.get_all(ids) if self._person.owns(image.person)]
 
-    def delete(self, ids: Sequence[str]) -> None:
-        """Delete the rows of images, not their files."""
+    def delete(self, ids: Sequence[str]) -> set[str]:
+        """Delete the rows of images, not their files. Returns the images that were there until now."""
+        deleted: set[str] = set()
         with self._file.writing() as session:
             for part in _parts(ids):
                 numbers = list(session.scalars(select(ImageRow.number).where(ImageRow.id.in_(part), self._own)))
                 for table in (ImageTagRow, ImageLoraRow):
                     session.execute(delete(table).where(table.image.in_(numbers)))
                 self._file.texts.remove(session.connection(), numbers)
-                session.execute(delete(ImageRow).where(ImageRow.number.in_(numbers)))
+                gone = delete(ImageRow).where(ImageRow.number.in_(numbers)).returning(ImageRow.id)
+                deleted.update(session.scalars(gone))
+        return deleted
 
     def trashed_before(self, until: float) -> list[str]:
         """Return the images that were moved to the trash before a time."""
