@@ -328,10 +328,14 @@ class WorkerDiedError(SafelightError):
 
 
 class QueueFullError(SafelightError):
-    """The queue is full. ``waiting``: the number of waiting jobs."""
+    """The queue is full. ``waiting``: the number of waiting jobs. ``most``: of a person, if theirs are too many."""
 
-    def __init__(self, waiting: int) -> None:
-        super().__init__(f"the queue is full: {waiting} jobs are waiting; try again later (setting max_queue_size)")
+    def __init__(self, waiting: int, most: int | None = None) -> None:
+        super().__init__(
+            f"the queue is full: {waiting} jobs are waiting; try again later (setting max_queue_size)"
+            if most is None
+            else f"{waiting} jobs of yours wait, and at most {most} may; wait until some have ended"
+        )
 
 
 class Cancelled(SafelightError):

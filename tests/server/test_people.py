@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,9 @@ def test_the_limits_of_a_guest(server: serving.Server, owned: Json) -> None:
         answer = http.post("/api/v1/queue/cancel", params={"everybody": True})
         assert answer.status_code == 403
         assert len(http.post("/api/v1/queue/cancel").json()["ids"]) == 2
+        with ThreadPoolExecutor(8) as clients:
+            codes = [*clients.map(lambda _: http.post("/api/v1/generate", json=small).status_code, range(12))]
+        assert codes.count(202) == len(http.post("/api/v1/queue/cancel").json()["ids"]) == 2
     with as_person(server, "max") as http:
         assert http.get("/api/v1/queue").json()["waiting"], "only one's own jobs were cancelled"
 
@@ -212,6 +216,10 @@ def test_input_images_count_to_what_a_guest_has_on_disk(server: serving.Server) 
     body = {"image": base64.b64encode(out.getvalue()).decode()}
     with as_person(server, "gil") as http:
         assert http.get("/api/v1/me").json()["disk"] == 0
+        # Also those of a request that is refused.
+        wrong = {**ASK, "width": 64, "height": 64, "steps": 5, "image": f"data:image/png;base64,{picture('teal')}"}
+        assert http.post("/api/v1/generate", json=wrong).json()["field"] == "steps"
+        assert http.get("/api/v1/me").json()["disk"] > 0
         assert http.post("/api/v1/inputs", json=body).status_code == 201
         me = http.get("/api/v1/me").json()
         assert me["disk"] > me["max_disk"] == int(1e-4 * (1 << 30))

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from safelight.errors import SettingError
 from safelight.queue.person import Person
 from safelight.request.results import Progress
 from safelight.request.schema import Request
+from safelight.server import intake
 from safelight.settings import Settings
 from safelight.workers.client import ServerEngine
 
@@ -110,6 +112,24 @@ def test_a_request_is_not_divided_where_so_many_jobs_may_not_wait(tmp_path: Path
         admin.post("/api/v1/queue/pause").raise_for_status()
         answers = [http.post("/api/v1/generate", json={**ASK, "count": 2, "spread": True}) for http in (admin, guest)]
         assert [len(answer.json()["jobs"]) for answer in answers] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("ways", "parts"),
+    [
+        ([{"dtype": "bf16"}, {"dtype": "bf16"}], [(7, 2), (9, 3)]),
+        ([{"dtype": "bf16"}, {"dtype": "fp32"}], [(7, 5)]),
+        ([{"dtype": "bf16"}, None], [(7, 5)]),
+        ([], [(7, 5)]),
+    ],
+)
+def test_a_request_is_divided_only_among_slots_that_compute_alike(ways: list[Any], parts: list[Any]) -> None:
+    def slot(way: Any) -> Any:
+        return SimpleNamespace(takes_jobs=True, supervisor=SimpleNamespace(run_settings=lambda _: way))
+
+    control: Any = SimpleNamespace(dispatcher=SimpleNamespace(slots=[slot(way) for way in ways]))
+    divided = intake._parts(control, Request("x", "m", seed=7, count=5))
+    assert [(one.seed, one.count) for one in divided] == parts
 
 
 def test_a_slot_whose_worker_dies_gives_its_job_to_the_other(two: serving.Server) -> None:

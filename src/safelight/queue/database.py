@@ -73,11 +73,18 @@ class Database:
         return self._file
 
     def accept(
-        self, *jobs: Job, client: str = "", person: str = "", priority: int = 0, max_queued: int | None = None
+        self,
+        *jobs: Job,
+        client: str = "",
+        person: str = "",
+        priority: int = 0,
+        max_queued: int | None = None,
+        max_own: int | None = None,
     ) -> list[QueuedJob]:
         """Append new jobs to the queue and return them; when one cannot be stored, none is.
 
-        ``max_queued``: the number of jobs that may wait. Raises QueueFullError if not all fit.
+        ``max_queued``: the number of jobs that may wait; ``max_own``: of the person.
+        Raises QueueFullError if not all fit.
         """
         queued = [
             QueuedJob(
@@ -106,6 +113,9 @@ class Database:
             waiting = 0 if max_queued is None else connection.execute(statements.QUEUED).scalar_one()
             if max_queued is not None and waiting + len(jobs) > max_queued:
                 raise QueueFullError(waiting)
+            own = 0 if max_own is None else connection.execute(statements.QUEUED_OF, {"of": person}).scalar_one()
+            if max_own is not None and own + len(jobs) > max_own:
+                raise QueueFullError(own, max_own)
             numbers = connection.execute(statements.ADD, rows).scalars().all()
         return [replace(job, number=number) for job, number in zip(queued, numbers, strict=True)]
 

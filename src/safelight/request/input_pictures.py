@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from safelight.request.schema import Request
 
 PICTURE_FIELDS = ("image", "mask")
@@ -17,3 +20,19 @@ def pictures_of(request: Request) -> list[tuple[str, str]]:
     named += [("references", picture) for picture in request.references]
     named += [("controls", control.image) for control in request.controls]
     return [(field, picture) for field, picture in named if picture]
+
+
+def with_pictures(request: Request, change: Callable[[str, str], str]) -> Request:
+    """Return the request with other pictures. ``change``: returns one, for the field and the picture of before."""
+    if not pictures_of(request):
+        return request
+    return replace(
+        request,
+        image=request.image and change("image", request.image),
+        mask=request.mask and change("mask", request.mask),
+        references=tuple(change("references", picture) for picture in request.references),
+        controls=tuple(
+            replace(control, image=change("controls", control.image)) if control.image else control
+            for control in request.controls
+        ),
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from safelight.assembly.services import Services
 from safelight.catalog.cards import Card, find_card
 from safelight.catalog.inputs import DIGEST
 from safelight.catalog.model import Model
-from safelight.errors import ModelNotFoundError, RequestError, StorageError
+from safelight.errors import ModelNotFoundError, QueueFullError, RequestError, StorageError
 from safelight.queue.job import QueuedJob
 from safelight.queue.person import Person
 from safelight.request.bounds import MOST_SEED
-from safelight.request.input_pictures import pictures_of
+from safelight.request.input_pictures import pictures_of, with_pictures
 from safelight.request.job import Job
 from safelight.request.prompts import variants
 from safelight.request.schema import Request
@@ -124,32 +125,60 @@ def accept(
     if who.role == "guest" and any(request.isolate for request in requests):
         raise RequestError("isolate", True, "a process of its own for each image is for members")
     expanded = [variant for request in requests for variant in _expand(control, request, most.request)]
+    # Before the pictures are decoded.
     _check_waiting(control, who, most, len(expanded))
+    expanded = _with_stored_pictures(control, who, expanded)
+    queue = partial(_queue, control, who, most, client, priority)
     parts = [part for request in expanded for part in _parts(control, request)] if spread else expanded
-    if len(expanded) < len(parts) <= _room(control, who, most):
-        expanded = parts
-    jobs = [_resolve(control, variant, who, most.request) for variant in expanded]
+    if len(parts) > len(expanded):
+        with contextlib.suppress(QueueFullError):
+            return queue(parts)
+    return queue(expanded)
+
+
+def _queue(
+    control: Services, who: Person, most: PersonLimits, client: str, priority: int, requests: Sequence[Request]
+) -> list[QueuedJob]:
+    jobs = [_resolve(control, request, who, most.request) for request in requests]
     control.database.input_owners.add(who.name, {digest for job in jobs for _, digest in pictures_of(job.request)})
-    return control.dispatcher.accept(*jobs, client=client, person=who.name, priority=priority)
+    accept_jobs = control.dispatcher.accept
+    return accept_jobs(*jobs, client=client, person=who.name, priority=priority, max_own=most.waiting)
 
 
 def _check_waiting(control: Services, who: Person, most: PersonLimits, more: int) -> None:
-    """Raise RefusedError if a person would have too many jobs that wait, or has too many images."""
+    """Raise QueueFullError if a person would have too many jobs that wait, RefusedError if too many images."""
     if most.waiting is not None and (waiting := control.database.queued(who.name)) + more > most.waiting:
-        message = f"{waiting} jobs of yours wait, and at most {most.waiting} may; wait until some have ended"
-        raise RefusedError(429, "queue_full", message)
+        raise QueueFullError(waiting, most.waiting)
     check_disk(control, who)
 
 
-def _room(control: Services, who: Person, most: PersonLimits) -> int:
-    """Return how many jobs a person may add to the queue now."""
-    room = control.settings.max_queue_size - control.database.queued()
-    return room if most.waiting is None else min(room, most.waiting - control.database.queued(who.name))
+def _with_stored_pictures(control: Services, who: Person, requests: Sequence[Request]) -> list[Request]:
+    """Return the requests with the digests of their pictures.
+
+    The pictures belong to the person from now on, also if a request is refused: they count as theirs.
+    """
+    digests: dict[tuple[bool, str], str] = {}
+
+    def store(field: str, given: str) -> str:
+        if DIGEST.fullmatch(given):
+            return given
+        # A mask is decoded in another way.
+        key = (field == "mask", given)
+        if key not in digests:
+            digests[key] = control.catalog.inputs.store_from_request(field, given, by_path=False)
+            control.database.input_owners.add(who.name, [digests[key]])
+        return digests[key]
+
+    return [with_pictures(request, store) for request in requests]
 
 
 def _parts(control: Services, request: Request) -> list[Request]:
-    """Divide a request for several images into one for each slot that takes jobs. Their images are in order."""
-    parts = max(1, min(request.count, sum(slot.takes_jobs for slot in control.dispatcher.slots)))
+    """Divide a request for several images into one for each slot that takes jobs. Their images are in order.
+
+    If the slots compute in different ways, on other hardware or in another dtype, the request stays whole.
+    """
+    ways = [slot.supervisor.run_settings(0.0) for slot in control.dispatcher.slots if slot.takes_jobs]
+    parts = max(1, min(request.count, len(ways))) if all(way == ways[0] for way in ways) else 1
     firsts = [request.count * part // parts for part in range(parts + 1)]
     return [request.for_images(first, end - first) for first, end in pairwise(firsts)]
 

@@ -110,13 +110,15 @@ class Dispatcher:
         if self._started:
             _begin(slot, self._run)
 
-    def accept(self, *jobs: Job, client: str = "", person: str = "", priority: int = 0) -> list[QueuedJob]:
-        """Queue resolved requests.
+    def accept(
+        self, *jobs: Job, client: str = "", person: str = "", priority: int = 0, max_own: int | None = None
+    ) -> list[QueuedJob]:
+        """Queue resolved requests. ``max_own``: how many jobs of the person may wait.
 
         Raises QueueFullError if not all of them fit; then none is queued.
         """
         queued = self._database.accept(
-            *jobs, client=client, person=person, priority=priority, max_queued=self._max_queued
+            *jobs, client=client, person=person, priority=priority, max_queued=self._max_queued, max_own=max_own
         )
         for job in queued:
             tell_job(job, self._events)

@@ -79,7 +79,8 @@ class GridRoutes:
         for cell in found:
             if cell.request.count != 1:
                 raise RequestError("count", cell.request.count, "a cell of a grid is one image")
-        jobs = intake.accept(self._control, *(cell.request for cell in found), who=who, client="api")
+        requests, priority = [cell.request for cell in found], asked.request.priority
+        jobs = intake.accept(self._control, *requests, who=who, client="api", priority=priority)
         return GridModel(
             x=across.name,
             y="" if down is None else down.name,
