@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,11 @@ async def use_everything(client: Client) -> None:
     images = made.structured_content["images"]
     assert [one["seed"] for one in images] == [5, 6]
     assert httpx.get(images[1]["url"]).headers["content-type"] == "image/png"
-    job = (await client.call_tool("describe_job", {"job": made.structured_content["job"]})).structured_content
+    [job_id] = made.structured_content["jobs"]
+    job = (await client.call_tool("describe_job", {"job": job_id})).structured_content
     assert (job["state"], job["images"]) == ("done", [one["id"] for one in images])
+    chosen = await client.call_tool("generate_image", SMALL | {"prompt": "{red|green} apple", "count": 2})
+    assert len(chosen.structured_content["jobs"]) == len(chosen.structured_content["images"]) == 2
     held = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(held, "PNG")
     plain = base64.b64encode(held.getvalue()).decode()
@@ -82,6 +86,41 @@ def over_http(url: str, use: Callable[[Client], Awaitable[None]], key: str = "")
 
 def test_over_http(server: Server) -> None:
     over_http(server.url, use_everything)
+
+
+def test_a_client_that_leaves_cancels_its_jobs(server: Server) -> None:
+    async def leave(client: Client) -> None:
+        ask = SMALL | {"prompt": "{red|green} fox", "count": 2, "steps": 150}
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.call_tool("generate_image", ask), 0.5)
+
+    over_http(server.url, leave)
+    with server.client() as http:
+        until = time.monotonic() + 20
+        while True:
+            states = [job["state"] for job in http.get("/api/v1/jobs", params={"limit": 2}).json()]
+            if states == ["cancelled", "cancelled"]:
+                return
+            assert time.monotonic() < until, states
+            time.sleep(0.1)
+
+
+def test_a_cancelled_job_hides_no_image_of_another(server: Server) -> None:
+    async def make(client: Client) -> None:
+        ask = SMALL | {"prompt": "{red|green} hare", "count": 2, "steps": 60}
+        called = asyncio.create_task(client.call_tool("generate_image", ask))
+        with server.client() as http:
+            jobs: list[dict[str, Any]] = []
+            while len(jobs) < 2:
+                await asyncio.sleep(0.05)
+                found = http.get("/api/v1/jobs").json()
+                jobs = [job for job in found if job["request"]["prompt"].endswith("hare")]
+            http.post(f"/api/v1/jobs/{jobs[0]['id']}/cancel")
+        made = (await called).structured_content
+        assert len(made["images"]) == 1
+        assert [jobs[0]["id"] in problem for problem in made["problems"]] == [True]
+
+    over_http(server.url, make)
 
 
 def test_a_server_with_a_key(root: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,44 @@ def test_a_client_that_leaves_a_stream_ends_its_job(http: httpx.Client) -> None:
         assert time.monotonic() < until
         time.sleep(0.05)
     assert http.get(f"/api/v1/jobs/{job['id']}").json()["state"] == "cancelled"
+
+
+def cancel_the_first(http: httpx.Client, prompt: str) -> list[dict[str, Any]]:
+    """Wait for two jobs whose prompts end so, cancel the first one, and return both."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        found = [job for job in http.get("/api/v1/jobs").json() if job["request"]["prompt"].endswith(prompt)]
+        if len(found) == 2:
+            http.post(f"/api/v1/jobs/{found[1]['id']}/cancel")
+            return found
+        time.sleep(0.02)
+    raise AssertionError(prompt)
+
+
+def test_a_cancelled_request_is_not_sent_again(server: Server, http: httpx.Client) -> None:
+    """OpenAI's client repeats requests by itself, as it is installed."""
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none is needed")
+    ask: dict[str, Any] = {"model": "starter-noto", "n": 2, "size": "64x64", "extra_body": {"steps": 40}}
+    with ThreadPoolExecutor(1) as other:
+        cancelled = other.submit(cancel_the_first, http, "cancelled fox")
+        with pytest.raises(openai.ConflictError):
+            client.images.generate(prompt="a {red|green} cancelled fox", **ask)
+        jobs = cancelled.result()
+    latest = http.get("/api/v1/jobs", params={"limit": 2}).json()
+    assert [job["id"] for job in latest] == [job["id"] for job in jobs]
+
+
+def test_a_stream_says_at_its_end_that_a_job_was_cancelled(client: openai.OpenAI, http: httpx.Client) -> None:
+    ask: dict[str, Any] = {"model": "starter-noto", "n": 2, "size": "64x64", "extra_body": {"steps": 40}}
+    events: list[str] = []
+    with ThreadPoolExecutor(1) as other:
+        cancelled = other.submit(cancel_the_first, http, "streamed fox")
+        with pytest.raises(openai.APIError, match="cancelled"):
+            events += [
+                event.type for event in client.images.generate(prompt="a {red|green} streamed fox", stream=True, **ask)
+            ]
+        jobs = cancelled.result()
+    assert [http.get(f"/api/v1/jobs/{job['id']}").json()["state"] for job in jobs] == ["done", "cancelled"]
 
 
 def test_variations_of_a_picture(client: openai.OpenAI) -> None:

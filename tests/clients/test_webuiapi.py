@@ -128,7 +128,9 @@ def test_what_cannot_be_done_is_an_error(server: Server) -> None:
         assert next(iter(wish)) in answer.json()["detail"]
 
 
-def test_progress_and_interrupt(server: Server) -> None:
+@pytest.mark.parametrize(("prompt", "images"), [("red apple", 1), ("{red|green} apple", 2)])
+def test_progress_and_interrupt(prompt: str, images: int, server: Server) -> None:
+    """Choices in a prompt make a job for each image; both are of one request."""
     api = client(server)
     seen: list[dict] = []
 
@@ -144,10 +146,12 @@ def test_progress_and_interrupt(server: Server) -> None:
     watcher = threading.Thread(target=look)
     watcher.start()
     model = {"sd_model_checkpoint": "starter-noto"}
-    result = api.txt2img(prompt="red apple", width=64, height=64, steps=150, override_settings=model)
+    result = api.txt2img(prompt=prompt, n_iter=images, width=64, height=64, steps=150, override_settings=model)
     watcher.join()
     assert result.images == []
     assert result.info["interrupted"]
+    assert seen[0]["state"]["job_count"] == images
+    assert seen[0]["progress"] < 1 / images
     assert Image.open(io.BytesIO(base64.b64decode(seen[0]["current_image"]))).size == (8, 8)
 
 

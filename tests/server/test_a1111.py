@@ -190,7 +190,9 @@ def test_the_refiner_is_that_of_the_fields_or_of_the_script(sent: dict[str, Any]
 
 def test_progress_goes_by_the_steps_that_the_model_computes() -> None:
     """A model that starts from noise computes 4 steps, where the request alone tells 3."""
-    job: Any = SimpleNamespace(request=Request("x", "a", steps=4, image="in.png", count=2), id="1")
+    job: Any = SimpleNamespace(
+        request=Request("x", "a", steps=4, image="in.png", count=2), id="1", ended=None, images=0
+    )
     said = describe_progress(RunningJob(job, 0.0, Progress("denoise", 1, 2, 4)), skip_image=True)
     assert (said["progress"], said["state"]["sampling_step"], said["state"]["sampling_steps"]) == (0.75, 2, 4)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
 import httpx
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
@@ -21,6 +22,9 @@ from pydantic import BaseModel, Field
 from safelight.version import VERSION
 
 POLL_SECONDS = 0.3
+
+CANCEL_SECONDS = 10.0
+"""How long the cancellation of jobs may take when nobody waits for them any more."""
 
 MOST_IMAGES = 4
 """Images of one call. A client's model reads all of them."""
@@ -58,11 +62,16 @@ class MadeImage(BaseModel):
 
 
 class MadeImages(BaseModel):
-    """The images of a job."""
+    """The images of a request.
 
-    job: str
+    ``jobs``: with choices in the prompt or several slots, there is more than one.
+    ``problems``: why images are missing; empty if none is.
+    """
+
+    jobs: list[str]
     model: str
     images: list[MadeImage]
+    problems: list[str]
 
 
 class ModelRow(BaseModel):
@@ -218,16 +227,19 @@ async def _make(client: httpx.AsyncClient, ctx: Context, model: str, fields: dic
     given = {name: value for name, value in fields.items() if value not in (None, "")}
     if model:
         given["model"] = model
-    job = (await _answer(client.post("/api/v1/generate", json=given))).json()
+    ids = (await _answer(client.post("/api/v1/generate", json=given | {"spread": True}))).json()["jobs"]
     try:
-        job = await _wait(client, ctx, job)
-    except asyncio.CancelledError:
-        # The client does not wait any more.
-        await client.post(f"/api/v1/jobs/{job['id']}/cancel")
+        jobs = await _wait(client, ctx, ids)
+    except BaseException:
+        # The client does not wait any more, or the server does not answer.
+        with anyio.move_on_after(CANCEL_SECONDS, shield=True):
+            for job in ids:
+                await client.post(f"/api/v1/jobs/{job}/cancel")
         raise
-    if job["state"] != "done":
-        raise ToolError(f"the job {job['id']} is {job['state']}: {job['reason']}")
-    rows = await _get(client, f"/api/v1/jobs/{job['id']}/images")
+    rows = [row for job in ids for row in await _get(client, f"/api/v1/jobs/{job}/images")]
+    problems = [f"the job {job['id']} is {job['state']}: {job['reason']}" for job in jobs if job["state"] != "done"]
+    if problems and not rows:
+        raise ToolError("; ".join(problems))
     content: list[Any] = []
     for row in rows:
         path = f"/api/v1/images/{row['id']}/file"
@@ -244,26 +256,35 @@ async def _make(client: httpx.AsyncClient, ctx: Context, model: str, fields: dic
         )
         for row in rows
     ]
-    made = MadeImages(job=job["id"], model=job["request"]["model"], images=images)
+    made = MadeImages(jobs=ids, model=jobs[0]["request"]["model"], images=images, problems=problems)
     content.append(TextContent(type="text", text=made.model_dump_json()))
     return CallToolResult(content=content, structured_content=made.model_dump())
 
 
-async def _wait(client: httpx.AsyncClient, ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
-    """Wait until a job has ended. Report each step."""
+async def _wait(client: httpx.AsyncClient, ctx: Context, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Wait until all jobs have ended, and return them. Report each step."""
     reported = -1.0
-    while job["ended"] is None:
+    while True:
+        jobs = [await _get(client, f"/api/v1/jobs/{job}") for job in ids]
+        if all(job["ended"] is not None for job in jobs):
+            return jobs
+        running = (await _get(client, "/api/v1/queue"))["running"]
+        now = {one["job"]["id"]: one["progress"] for one in running if one["progress"] is not None}
+        done = sum(_images_done(job, now.get(job["id"])) for job in jobs)
+        if done > reported:
+            reported = done
+            total = sum(job["request"]["count"] for job in jobs)
+            await ctx.report_progress(done, total, f"{done / total:.0%}")
         await asyncio.sleep(POLL_SECONDS)
-        queue = await _get(client, "/api/v1/queue")
-        found = (one["progress"] for one in queue["running"] if one["job"]["id"] == job["id"])
-        now = next(found, None)
-        if now is not None and now["stage"] == "denoise":
-            done = now["image"] + now["step"] / max(1, now["steps"])
-            if done > reported:
-                reported = done
-                await ctx.report_progress(done, job["request"]["count"], f"step {now['step']} of {now['steps']}")
-        job = await _get(client, f"/api/v1/jobs/{job['id']}")
-    return job
+
+
+def _images_done(job: Mapping[str, Any], progress: Mapping[str, Any] | None) -> float:
+    if job["ended"] is not None:
+        return job["request"]["count"]
+    if progress is None:
+        return job["images"]
+    share = {"denoise": progress["step"] / max(1, progress["steps"]), "decode": 1.0}
+    return progress["image"] + share.get(progress["stage"], 0.0)
 
 
 async def _get(client: httpx.AsyncClient, path: str) -> Any:

@@ -33,11 +33,12 @@ class RefusedError(SafelightError):
 
     ``status``: the HTTP status.
     ``kind``, ``field``: as in :class:`Problem`.
+    ``final``: clients must not send the request again by themselves, as OpenAI's do for some statuses.
     """
 
-    def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
+    def __init__(self, status: int, kind: str, message: str, field: str | None = None, final: bool = False) -> None:
         super().__init__(message)
-        self.status, self.kind, self.field = status, kind, field
+        self.status, self.kind, self.field, self.final = status, kind, field, final
 
 
 def found(thing: T | None, what: str, name: str) -> T:
@@ -51,8 +52,8 @@ def of_job(job: QueuedJob) -> RefusedError:
     """Return the error for a client that waited for a job which failed or was cancelled."""
     if job.state == "failed":
         _, status, kind = answer_to(FAILURES.get(job.failure, SafelightError))
-        return RefusedError(status, kind, job.reason)
-    return RefusedError(409, job.state, job.reason)
+        return RefusedError(status, kind, job.reason, final=True)
+    return RefusedError(409, job.state, job.reason, final=True)
 
 
 KINDS = {
@@ -126,7 +127,8 @@ def install(app: FastAPI) -> None:
     def ours(request: Request, error: Exception) -> Response:
         path = request.url.path
         if isinstance(error, RefusedError):
-            return answer(path, error.status, Problem(error=error.kind, message=str(error), field=error.field))
+            headers = {"x-should-retry": "false"} if error.final else None
+            return answer(path, error.status, Problem(error=error.kind, message=str(error), field=error.field), headers)
         assert isinstance(error, SafelightError)
         _, status, kind = answer_to(type(error))
         field = error.field if isinstance(error, RequestError) else None

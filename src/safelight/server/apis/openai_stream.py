@@ -53,12 +53,18 @@ class Stream:
     _sent: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
 
     async def events(self) -> AsyncGenerator[ServerSentEvent]:
-        """Yield the events. When the client is gone, its jobs are cancelled."""
+        """Yield the events, and at the end why a job failed. When the client is gone, its jobs are cancelled."""
+        failed: QueuedJob | None = None
         try:
             async with bridge.listening(self.control.events) as arrived:
                 for job in self.jobs:
                     async for event in self._of_job(job, arrived):
                         yield event
+                    ended = await bridge.run(self.control.database.job, job.id)
+                    failed = failed or (ended if ended is not None and ended.state != "done" else None)
+            # Last, because a client reads nothing after it.
+            if failed is not None:
+                yield _error(failed)
         finally:
             # The task of a client that left is cancelled: without the shield, so would this be.
             with CancelScope(shield=True):
@@ -66,7 +72,7 @@ class Stream:
                     await intake.cancel(self.control, job)
 
     async def _of_job(self, job: QueuedJob, arrived: asyncio.Queue[Event]) -> AsyncGenerator[ServerSentEvent]:
-        """Yield the previews and images of a job, and the reason if it fails.
+        """Yield the previews and images of a job.
 
         The database may have an image while its previews still wait among the events. So an image is sent when its
         event comes. All that are there are sent at the start, at the end, and if no event comes.
@@ -89,10 +95,6 @@ class Stream:
                 due = sent + 1
             else:
                 due, now = MOST_IMAGES, await bridge.run(self.control.database.job, job.id)
-        if now is not None and now.state != "done":
-            problem = of_job(now)
-            error = {"message": str(problem), "type": "server_error", "code": problem.kind, "param": problem.field}
-            yield event_stream.event("error", json.dumps({"type": "error", "error": error}))
 
     async def _next(self, job: QueuedJob, arrived: asyncio.Queue[Event]) -> Event | None:
         """Return the next event that says something new of a job; None if none comes, or if the job has ended."""
@@ -143,6 +145,12 @@ class Stream:
             "size": f"{job.request.width}x{job.request.height}",
         }
         return event_stream.event(name, json.dumps({**common, **data}))
+
+
+def _error(job: QueuedJob) -> ServerSentEvent:
+    problem = of_job(job)
+    error = {"message": str(problem), "type": "server_error", "code": problem.kind, "param": problem.field}
+    return event_stream.event("error", json.dumps({"type": "error", "error": error}))
 
 
 USAGE = {

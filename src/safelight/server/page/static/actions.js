@@ -11,6 +11,7 @@ import { onServer } from "./paths.js";
 const ASKED_KEY = "safelight.asked";
 const PROMPTS_KEY = "safelight.prompts";
 const MOST_ASKED = 200;
+const LOADED_AT_ONCE = 20;
 const MOST_PROMPTS = 200;
 const WAITING_SHOWN = 100;
 const HISTORY_SECONDS = 3600;
@@ -169,6 +170,12 @@ function onJob(job) {
 /** Whether a job was queued by this tab. @param {string} id */
 export const isOwn = (id) => current().asked.includes(id) || current().canvas.asked.includes(id);
 
+/** @returns {string[]} the jobs of this tab that wait or run */
+export function ownUnended() {
+  const state = current();
+  return [...state.asked, ...state.canvas.asked].filter((/** @type {string} */ id) => !state.jobs[id]?.ended);
+}
+
 /** @param {any} image */
 function onImage(image) {
   change((state) => {
@@ -212,24 +219,44 @@ async function onImages(ids) {
 
 /** Load the jobs of the last request, and their images. */
 async function loadSheet() {
-  const there = await loadJobs([...current().asked.slice(0, MOST_ASKED), ...current().canvas.asked]);
-  change((state) => ({ asked: state.asked.filter((/** @type {string} */ id) => there.has(id)) }));
+  const missing = await loadJobs([...current().asked.slice(0, MOST_ASKED), ...current().canvas.asked]);
+  change((state) => ({ asked: state.asked.filter((/** @type {string} */ id) => !missing.has(id)) }));
 }
 
-/** Load jobs and their images. @param {string[]} ids @returns {Promise<Set<string>>} those that exist */
+/**
+ * Load jobs and their images. What an event says meanwhile is newer, and stays.
+ * @param {string[]} ids
+ * @returns {Promise<Set<string>>} those that do not exist
+ */
 async function loadJobs(ids) {
-  const found = await Promise.all(
-    ids.map(async (id) => {
-      const job = await api.get(`/jobs/${id}`).catch(() => null);
-      return job && { job, images: await api.get(`/jobs/${id}/images`) };
-    }),
-  );
-  const there = found.filter((one) => one !== null);
-  change((state) => ({
-    jobs: { ...state.jobs, ...Object.fromEntries(there.map((one) => [one.job.id, one.job])) },
-    sheet: { ...state.sheet, ...Object.fromEntries(there.map((one) => [one.job.id, one.images])) },
-  }));
-  return new Set(there.map((one) => one.job.id));
+  const missing = new Set();
+  /** @param {string} id */
+  const load = async (id) => {
+    const before = current().sheet[id];
+    try {
+      const job = await api.get(`/jobs/${id}`);
+      return { id, before, job, images: await api.get(`/jobs/${id}/images`) };
+    } catch (error) {
+      if (!(error instanceof api.Refused && error.status === 404)) throw error;
+      missing.add(id);
+      return null;
+    }
+  };
+  for (let first = 0; first < ids.length; first += LOADED_AT_ONCE) {
+    const found = (await Promise.all(ids.slice(first, first + LOADED_AT_ONCE).map(load))).filter((one) => one !== null);
+    change((state) => {
+      const jobs = { ...state.jobs };
+      const sheet = { ...state.sheet };
+      for (const { id, before, job, images } of found) {
+        if (!jobs[id]?.ended) jobs[id] = job;
+        const there = new Set(images.map((/** @type {any} */ one) => one.id));
+        const came = sheet[id] && sheet[id] !== before ? sheet[id].filter((/** @type {any} */ one) => !there.has(one.id)) : [];
+        sheet[id] = [...images, ...came].sort((a, b) => a.place - b.place);
+      }
+      return { jobs, sheet };
+    });
+  }
+  return missing;
 }
 
 /** What this tab has asked for so far stays in sight below the next request. */

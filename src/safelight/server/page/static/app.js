@@ -1,14 +1,14 @@
 // @ts-check
 /** The page: navigation, the view that the address names, messages, and keys that count everywhere. */
 
-import { cancel, isOwn, report, start } from "./actions.js";
+import { cancel, ownUnended, report, start } from "./actions.js";
 import { emptyCanvas } from "./canvas/document.js";
 import { html, render, useEffect, useState } from "./lib/htm-preact.js";
 import { HelpLink, IconButton, pictureFrom, Toasts } from "./parts/elements.js";
 import { readPicture } from "./parts/form.js";
 import { LogIn } from "./parts/people.js";
 import { go, startRouter } from "./router.js";
-import { change, current, useStore } from "./store.js";
+import { change, useStore } from "./store.js";
 import { languageNow, t } from "./strings.js";
 import { applyTheme, setTheme } from "./theme.js";
 import { Compare } from "./views/compare.js";
@@ -141,9 +141,8 @@ startRouter();
 
 addEventListener("keydown", (event) => {
   // Escape cancels what this tab has asked for, unless it closes something.
-  const own = current().queue.running.filter((/** @type {any} */ one) => isOwn(one.job.id));
   const closes = event.isComposing || document.querySelector("dialog[open]");
-  if (event.key === "Escape" && !closes) for (const one of own) cancel(one.job.id);
+  if (event.key === "Escape" && !closes) for (const id of ownUnended()) cancel(id);
 });
 addEventListener("unhandledrejection", (event) => report(event.reason));
 
