@@ -105,6 +105,15 @@ def test_precision_is_tried_before_it_is_chosen() -> None:
     assert choice.computes_correctly("fp16", cpu.torch)
 
 
+def test_without_free_memory_nothing_is_said_of_a_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: torch.Tensor) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(torch.Tensor, "cpu", full)
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        choice.computes_correctly("bf16", torch.device("cpu"))
+
+
 def test_flags_go_above_variables_above_the_file(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "safelight.yaml").write_text("max_cache_ram_gb: 4\nthreads: 3\nattention_type: normal\n")
     monkeypatch.setenv("SAFELIGHT_THREADS", "2")

@@ -87,6 +87,22 @@ def test_a_kernel_that_computes_wrongly_is_refused(
         Kernels(CPU(), tmp_path, nullcontext).choose("torch-sdp", torch.float32)
 
 
+@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_attention_07_without_free_memory_nothing_is_said_of_a_kernel(
+    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, another program that fills the memory for a minute would choose the kernel for ever."""
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(processors.AttnProcessor2_0, "__call__", full)
+    with pytest.raises(RuntimeError, match=message):
+        Kernels(CPU(), tmp_path, nullcontext).choose("auto", torch.float32)
+    monkeypatch.undo()
+    assert Kernels(CPU(), tmp_path, nullcontext).choose("auto", torch.float32) == "torch-sdp"
+
+
 def dispatched(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., torch.Tensor]) -> None:
     """Replace the kernel that diffusers' dispatcher calls."""
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry

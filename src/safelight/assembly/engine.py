@@ -15,6 +15,7 @@ import torch
 from safelight.assembly import memory_report as report
 from safelight.assembly.library import open_library
 from safelight.assembly.programs import WORKER
+from safelight.boundary import kernels
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.model import Model
 from safelight.devices import choice, machine, selftest
@@ -43,8 +44,11 @@ from safelight.version import VERSION
 from safelight.workers.fresh_process import FreshProcesses
 from safelight.workers.local_engine import LocalEngine
 
-LIBRARIES = ("torch", "diffusers", "transformers", "opencv-python-headless", "pillow", "numpy")
-"""The packages whose versions are recorded with each image, if they are installed."""
+LIBRARIES = (
+    *("torch", "diffusers", "transformers", "opencv-python-headless", "pillow", "numpy", "scipy", "torchsde"),
+    *kernels.DISTRIBUTIONS.values(),
+)
+"""The packages that compute. Their versions are recorded with each image, if they are installed."""
 
 
 def open_engine(settings: Settings, device: Device | None = None, previews: bool = False) -> LocalEngine:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -28,7 +29,10 @@ KERNELS = ("torch-sdp", "flash", "xformers", "sage", "normal", "sliced")
 
 
 _PACKAGES = {"flash": "flash_attn", "xformers": "xformers", "sage": "sageattention"}
-"""Kernels that need a separate package. All of them need CUDA."""
+"""Kernels that need a separate package, with its module. All of them need CUDA."""
+
+DISTRIBUTIONS = {"flash": "flash-attn", "xformers": "xformers", "sage": "sageattention"}
+"""The names of these packages on the package index."""
 
 
 def set_attention(module: nn.Module, name: str, slice_size: str = "auto") -> None:
@@ -151,6 +155,14 @@ def missing_kernel(name: str, at: torch.device) -> str | None:
     if at.type != "cuda":
         return f"{package} needs CUDA"
     return None if find_spec(package) is not None else f"{package} is not installed: pip install {package}"
+
+
+def version_of_package(name: str) -> str:
+    """Return the version of the separate package of a kernel; "" if it has none, or is not installed."""
+    try:
+        return version(DISTRIBUTIONS[name]) if name in DISTRIBUTIONS else ""
+    except PackageNotFoundError:
+        return ""
 
 
 def attention_module(heads: int, head_size: int) -> nn.Module:

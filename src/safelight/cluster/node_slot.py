@@ -39,7 +39,10 @@ ALIVE_SECONDS = 1.0
 TOGETHER_SECONDS = 0.1
 """Messages wait so long, at most, for others of their job."""
 
-COMPARED = ("safelight", "torch", "diffusers", "transformers", "numpy", "safetensors")
+COMPARED = (
+    *("safelight", "torch", "diffusers", "transformers", "numpy", "scipy", "safetensors"),
+    *("pillow", "opencv-python-headless", "torchsde"),
+)
 """Packages whose versions must be those of the server: others may compute other pixels."""
 
 OF_NODE = ("max_cache_ram_gb", "max_cache_vram_gb", "device", "threads", "cluster_cache_gb", "spare_worker")

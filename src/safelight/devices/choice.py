@@ -11,7 +11,7 @@ from safelight.devices import machine
 from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
 from safelight.devices.cuda import CUDA
-from safelight.devices.failures import is_lost
+from safelight.devices.failures import is_lost, is_out_of_memory
 from safelight.devices.mps import MPS
 from safelight.errors import SettingError
 from safelight.extensions import Extensible, extensions, function
@@ -66,12 +66,19 @@ def _of_package(name: str) -> Device:
 
 
 def hardware(device: Device) -> str:
-    """Describe the hardware as far as it can change a result: the chip, its driver, on a Mac the system's build."""
+    """Describe the hardware as far as it can change a result: the chip, its driver, on a Mac the system's build.
+
+    A GPU's noise and schedules are computed by the processor, so both are named.
+    """
     if device.name == "cuda":
         major, minor = torch.cuda.get_device_capability(device.torch)
         facts = (torch.cuda.get_device_name(device.torch), f"compute {major}.{minor}", f"CUDA {torch.version.cuda}")
         driver = machine.nvidia_driver() or str(_cuda_driver())
-        return ", ".join([*facts, f"driver {driver}", f"cuDNN {torch.backends.cudnn.version()}"])
+        return ", ".join([*facts, f"driver {driver}", f"cuDNN {torch.backends.cudnn.version()}", _processor()])
+    return _processor()
+
+
+def _processor() -> str:
     limits = [f"{name}={os.environ[name]}" for name in _ISA_LIMITS if os.environ.get(name)]
     known = [machine.processor(), torch.backends.cpu.get_cpu_capability(), machine.system(), *limits]
     return ", ".join(part for part in known if part)
@@ -134,8 +141,7 @@ def slowness_warning(dtype: str, device_name: str) -> str:
 def computes_correctly(name: str, device: torch.device) -> bool:
     """Whether a matrix product in this dtype equals the float64 result up to rounding.
 
-    Raises torch.OutOfMemoryError or torch.AcceleratorError if the device has no free memory or is lost. Then the result
-    says nothing about the dtype.
+    Raises torch's error if the device has no free memory or is lost. Then the result says nothing about the dtype.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
     generator = torch.Generator().manual_seed(0)
@@ -143,10 +149,8 @@ def computes_correctly(name: str, device: torch.device) -> bool:
     exact = a.double() @ b.double()
     try:
         got = (a.to(device) @ b.to(device)).cpu().double()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        if is_lost(error):
+        if is_lost(error) or is_out_of_memory(error):
             raise
         return False
     return bool((got - exact).abs().max() < 64 * torch.finfo(dtype).eps * exact.abs().max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Generator
 
 import torch
@@ -18,10 +19,11 @@ _PHRASES = (
     "can't start new thread",
     "ALLOC_FAILED",
     "ALLOCATION_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "Invalid buffer size",
 )
-"""Found in messages of the CPU's allocator, CUDA, Python's threads, cuBLAS and cuDNN, cuDNN 9, and MPS, in this
-order."""
+"""Found in messages of the CPU's allocator, CUDA, Python's threads, cuBLAS and cuDNN, cuDNN 9, cuBLAS when it has no
+memory for its handle, and MPS, in this order."""
 
 
 LOST = frozenset({46, 100, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 911, 999})
@@ -41,6 +43,15 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, torch.AcceleratorError) and getattr(error, "error_code", None) in LOST
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory is used up. Some of torch's allocators have no error class of their own."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
+
+
 @contextlib.contextmanager
 def translate_torch_errors(subject: str, needed: int = 0) -> Generator[None]:
     """Within the context, translate the errors of the system and of torch that have a class of Safelight's.
@@ -52,16 +63,9 @@ def translate_torch_errors(subject: str, needed: int = 0) -> Generator[None]:
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemoryError(subject, needed, None, _HINT) from error
-    except OSError as error:
-        if error.errno != 12:
-            raise
-        raise OutOfMemoryError(subject, needed, None, _HINT) from error
-    except RuntimeError as error:
+    except (MemoryError, OSError, RuntimeError) as error:
         if is_lost(error):
             raise DeviceLostError("cuda", str(error).partition("\n")[0]) from error
-        # The CPU allocator has no error class of its own, so the message decides.
-        if not any(phrase in str(error) for phrase in _PHRASES):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(subject, needed, None, _HINT) from error

@@ -24,7 +24,7 @@ from safelight.boundary import kernels
 from safelight.boundary.kernels import KERNELS
 from safelight.devices import choice, measurements
 from safelight.devices.base import Device
-from safelight.devices.failures import is_lost
+from safelight.devices.failures import is_lost, is_out_of_memory
 from safelight.errors import SettingError
 
 
@@ -147,7 +147,10 @@ class Kernels:
         return {name: found[name] for name in names}
 
     def _key(self, name: str, dtype: torch.dtype, slice_size: str) -> str:
-        return f"{self._machine}, {dtype}, {name}" + (f" {slice_size}" if name == "sliced" else "")
+        package = kernels.version_of_package(name)
+        return f"{self._machine}, {dtype}, {name}{package and f' {package}'}" + (
+            f" {slice_size}" if name == "sliced" else ""
+        )
 
 
 def check_kernels(
@@ -237,12 +240,9 @@ def _problem(
         with _poisoned_memory(device):
             on_device_keys = None if keys is None else keys.to(device)
             got = module(on_device, on_device_keys, attention_mask=_mask(shape, device)).cpu().double()
-    except torch.OutOfMemoryError:
-        # It says nothing about the kernel, and the result is stored.
-        raise
     except (RuntimeError, ValueError, TypeError, NotImplementedError, ImportError) as error:
-        if is_lost(error):
-            # Every later kernel would fail too, and the results are stored.
+        if is_lost(error) or is_out_of_memory(error):
+            # It says nothing about the kernel, and the result is stored.
             raise
         return str(error)
     error = float((got - exact).abs().max())
