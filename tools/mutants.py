@@ -597,6 +597,13 @@ MUTANTS = (
         "tests/clients/test_openai.py",
     ),
     Mutant(
+        "the process that forks computes no adapter",
+        "pipeline/components.py",
+        "        if isinstance(component, OverlaidComponent):\n",
+        "        if False:\n",
+        "tests/workers/test_isolation.py",
+    ),
+    Mutant(
         "an interrupt waits for the end of an import",
         "cli/interrupts.py",
         "    if _imports(frame):\n",

@@ -15,15 +15,18 @@ import httpx
 import psutil
 import pytest
 import torch
+from support import adapters
 from support.jobs import resolved
 from support.serving import Server, ended
 
 import safelight
+from safelight.assembly.engine import open_engine
 from safelight.assembly.programs import WORKER, ZYGOTE
 from safelight.catalog.catalog import Catalog
 from safelight.cli import main
 from safelight.devices import host
 from safelight.errors import SafelightError, WorkerDiedError
+from safelight.request.adapters import Lora
 from safelight.request.schema import Request
 from safelight.resolve.resolve import resolve
 from safelight.settings_sources import load_settings
@@ -62,6 +65,24 @@ def test_the_first_isolated_image_of_a_machine_is_made(tmp_path: Path) -> None:
     try:
         assert next(made.generate(Request("red apple", "starter-noto", steps=1)))
         assert (settings.root / "attention.json").exists()
+    finally:
+        late.cancel()
+        made.close()
+
+
+def test_an_isolated_image_with_a_lora_is_made(tiny: Path, tmp_path: Path) -> None:
+    """The process that forks must not compute on several threads: its children would wait for them for ever."""
+    settings = load_settings(tmp_path / "root", threads=2)
+    catalog = Catalog.under(settings.root)
+    catalog.library.add(tiny / "a.safetensors", "a")
+    catalog.adapters.add(adapters.write(tmp_path / "one.safetensors", seed=1), "one")
+    made, warm = IsolatedEngine(catalog, ForkingRunner(ZYGOTE, settings)), open_engine(settings)
+    late = threading.Timer(60, made.close)
+    late.start()
+    try:
+        for loras in ((Lora("one", 0.8),), (), (Lora("one", 0.3),)):
+            ask = Request("red apple", "a", steps=2, width=64, height=64, seed=1, loras=loras)
+            assert next(made.generate(ask)).pixels_sha256 == next(warm.generate(ask)).pixels_sha256
     finally:
         late.cancel()
         made.close()

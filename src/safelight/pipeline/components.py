@@ -14,6 +14,7 @@ from safelight.pipeline.resources import Resources, dtype_of
 from safelight.pipeline.stages import skeleton_key, unread_tensors
 from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
+from safelight.weights.overlay import OverlaidComponent
 
 
 def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
@@ -72,8 +73,13 @@ def build_skeletons(model: Model, resources: Resources, seamless: str = "") -> N
 
 
 def preload(model: Model, resources: Resources) -> None:
-    """Make a model's components resident, the denoiser last, without computing."""
+    """Make a model's components resident, the denoiser last, without computing.
+
+    Those with adapters are left out: adding them to the weights computes.
+    """
     for component in sorted(model.manifest.components, key=lambda component: component.role == model.family.denoiser):
+        if isinstance(component, OverlaidComponent):
+            continue
         dtype = dtype_of(resources.run_settings, model.family, component.role)
         with resources.residency.lease(component, dtype, use_of(model, component)):
             pass
