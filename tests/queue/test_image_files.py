@@ -157,6 +157,15 @@ def test_what_an_earlier_version_left_goes_too_and_a_line_that_was_cut_is_left_o
     assert gallery.sweep(set()) == 0
 
 
+def test_images_that_were_imported_again_stay(image: Image, tmp_path: Path) -> None:
+    """Somebody lost the database, and imported the folder of images into a new one."""
+    gallery = Gallery(tmp_path)
+    again, odd = gallery.put(image, "a" * 32), tmp_path / "images/.unfinished.jsonl"
+    odd.write_text("5\n{}\n" + odd.read_text())
+    assert gallery.sweep({str(gallery.path(stored(1, again)))}) == 0
+    assert gallery.path(stored(1, again)).exists()
+
+
 def test_the_list_of_unfinished_images_is_emptied_when_all_are_finished(tmp_path: Path) -> None:
     path = tmp_path / "list"
     unfinished = UnfinishedImages(path)

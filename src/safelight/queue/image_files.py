@@ -173,7 +173,10 @@ class Gallery:
         """
         removed, stay = 0, dict[str, str]()
         for image_id, name in {**self._markers(), **self._unfinished.read()}.items():
-            left = [] if name in known else [self.thumbnail(image_id), *([self._images / name] if name else [])]
+            # Somebody may have imported the folder of images into a new database: then its paths are absolute.
+            if name in known or str((self._images / name).absolute()) in known:
+                continue
+            left = [self.thumbnail(image_id), *([self._images / name] if name else [])]
             for path in left:
                 with contextlib.suppress(OSError):
                     path.unlink()

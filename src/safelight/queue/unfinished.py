@@ -51,8 +51,8 @@ class UnfinishedImages:
         found: dict[str, str] = {}
         with contextlib.suppress(FileNotFoundError):
             for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-                # A line may have been cut.
-                with contextlib.suppress(ValueError):
+                # A line may have been cut, or be of somebody else.
+                with contextlib.suppress(ValueError, TypeError):
                     image_id, name = json.loads(line)
                     if name is None:
                         found.pop(image_id, None)
