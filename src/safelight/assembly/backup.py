@@ -33,8 +33,8 @@ from safelight.version import VERSION
 MANIFEST = "safelight-backup.json"
 
 RECORDS = (
-    *("models", "adapters", "canaries", "wildcards", "quarantine", "seen"),
-    *("safelight.yaml", "repairs.json", "file_hashes.json"),
+    *("models", "adapters", "canaries", "wildcards", "quarantine", "seen", "previews"),
+    *("safelight.yaml", "repairs.json", "file_hashes.json", "unread.json"),
 )
 """What every backup has besides the database. Measurements of the machine are left out: another one measures again."""
 
@@ -69,12 +69,13 @@ def write(settings: Settings, path: Path, pictures: bool, progress: OnBytes = la
     if os.path.lexists(path):
         raise InputError(f"{path} already exists; choose another file")
     with tempfile.TemporaryDirectory(prefix="safelight-backup-") as folder:
-        # The database goes last: images that are removed meanwhile are then in the backup without their rows.
-        copy = Path(folder) / DATABASE
-        files = list(_files(root, (*RECORDS, *(PICTURES if pictures else ()))))
+        # The files go before the database, so images that are removed meanwhile are in the backup without their rows.
+        # What is new afterwards follows it, so those that are made meanwhile have their files.
+        copy, names = Path(folder) / DATABASE, (*RECORDS, *(PICTURES if pictures else ()))
+        files = list(_files(root, names))
         if not files and not (root / DATABASE).exists() and settings.database_url is None:
             raise InputError(f"{root} has nothing to back up")
-        total = sum(file.stat().st_size for file in files)
+        total = sum(map(_size, files))
         done, manifest = 0, dict[str, dict[str, Any]]()
         try:
             with temporary_file_in(path.parent) as (file, temporary):
@@ -87,6 +88,11 @@ def write(settings: Settings, path: Path, pictures: bool, progress: OnBytes = la
                             progress(done, total)
                     if _copy_database(settings, copy):
                         manifest[DATABASE] = _add(archive, copy, DATABASE)
+                    for one in _files(root, names):
+                        name = one.relative_to(root).as_posix()
+                        if name not in manifest:
+                            with contextlib.suppress(FileNotFoundError):
+                                manifest[name] = _add(archive, one, name)
                     about = {"version": VERSION, "made": time.time(), "pictures": pictures, "files": manifest}
                     archive.writestr(MANIFEST, json.dumps(about, indent=1, sort_keys=True))
                 flush_to_disk(file, temporary)
@@ -139,7 +145,16 @@ def _files(root: Path, names: tuple[str, ...]) -> Iterator[Path]:
         if place.is_file():
             yield place
         elif place.is_dir():
-            yield from sorted(one for one in place.rglob("*") if one.is_file() and not one.is_symlink())
+            found = (one for one in place.rglob("*") if not one.name.startswith(".safelight-"))
+            yield from sorted(one for one in found if one.is_file() and not one.is_symlink())
+
+
+def _size(file: Path) -> int:
+    """Return the size of a file in bytes; 0 if it was removed meanwhile."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _add(archive: zipfile.ZipFile, file: Path, name: str) -> dict[str, Any]:

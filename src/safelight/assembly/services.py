@@ -24,7 +24,7 @@ from safelight.catalog.inputs import Inputs
 from safelight.catalog.library import Library
 from safelight.catalog.watching import Changes, FolderWatcher
 from safelight.downloads.manager import Download, Downloads
-from safelight.errors import InputError, SafelightError, UnreadableFileError
+from safelight.errors import InputError, SafelightError, StorageError, UnreadableFileError
 from safelight.logs import Log
 from safelight.queue.database import Database
 from safelight.queue.events import Event, Events
@@ -194,9 +194,14 @@ def _open_dispatcher(
 
     limits = OvertakeLimits(settings.queue_overtakes, settings.queue_delay_seconds, settings.queue_lead_seconds)
 
+    weights: dict[str, float] = {}
+
     def weight(name: str) -> float:
-        person = database.people.get(name) if name else None
-        return 1.0 if person is None else person.weight
+        # It is asked for a job that has started already. That must not fail because the database does not answer.
+        with contextlib.suppress(StorageError):
+            person = database.people.get(name) if name else None
+            weights[name] = 1.0 if person is None else person.weight
+        return weights.get(name, 1.0)
 
     choosing = Choosing(database, limits, switch_seconds, Shares(weight))
 

@@ -14,6 +14,7 @@ import pickle
 import signal
 import sys
 import threading
+import traceback
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NoReturn
 
@@ -52,24 +53,27 @@ class _Zygote:
             returned = self._fork_keeper(message)
 
     def _fork_keeper(self, message: Generate) -> Generate | None:
-        """Fork a keeper, which runs jobs until one needs another model. Returns that job, None if the keeper died."""
+        """Fork a keeper, which runs jobs until one needs another model. Returns that job, None if there is none.
+
+        If the keeper dies, so does this process: nobody knows which job it had, or whether it had sent a part of a
+        message. Another zygote runs the job again.
+        """
         ours, theirs = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(ours)
-            with contextlib.suppress(BaseException):
+            try:
                 self._run_keeper(message, theirs)
+            except BaseException:  # noqa: BLE001 - this process must not go on as the zygote
+                traceback.print_exc()
             os._exit(1)
         os.close(theirs)
         with open(ours, "rb") as pipe:
             next_job = pipe.read()
         _, status = os.waitpid(pid, 0)
-        if next_job:
-            return pickle.loads(next_job)
-        self._pipe.say(
-            Ended(message.job_id, "failed", f"the process that holds the weights ended ({_how(status)})", ())
-        )
-        return None
+        if status:
+            _end_like(status)
+        return pickle.loads(next_job) if next_job else None
 
     def _run_keeper(self, message: Generate, pipe: int) -> None:
         import torch
@@ -105,7 +109,8 @@ class _Zygote:
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         if status:
-            self._pipe.say(Ended(message.job_id, "failed", f"the process that computed ended ({_how(status)})", ()))
+            # It may have sent a part of a message.
+            _end_like(status)
 
     def _run_child(self, engine: LocalEngine, message: Generate) -> None:
         stopped = threading.Event()
@@ -126,10 +131,15 @@ def _keeper_key(message: Generate) -> tuple[str, str]:
     return message.job.model.digest, message.job.request.precision
 
 
-def _how(status: int) -> str:
+def _end_like(status: int) -> NoReturn:
+    """End this process as a child ended, so that whoever waits for it learns the reason. ``status``: of waitpid."""
     if os.WIFSIGNALED(status):
-        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"exit code {os.waitstatus_to_exitcode(status)}"
+        number = os.WTERMSIG(status)
+        with contextlib.suppress(OSError):
+            # SIGKILL has no handler.
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1)
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ def remove(
     When the last person is removed, the server has no log-in any more.
     """
     with _database(context, root) as database:
-        if not database.people.remove(name, heir):
+        if database.people.remove(name, heir) is None:
             raise InputError(f"there is no person {name!r}; `safelight users list` lists them")
         database.audit.add("", "users remove", name, f"heir: {heir}" if heir else "")
         typer.echo(f"{name} is removed")

@@ -103,6 +103,11 @@ class NodeSlot:
         visible = {VISIBLE: gpus[number]} if number < len(gpus) else {}
         self._supervisor = Supervisor(worker, self._settings, self._settings.spare_worker, visible)
         self._isolated = ForkingRunner(zygote, self._settings)
+        # A stream that the server left early goes on until the next step. The next job must not read its messages.
+        self._one_at_a_time = threading.Lock()
+        self._attempts: set[str] = set()
+        self._cancelled: set[str] = set()
+        self._running: tuple[str, Generate] | None = None
 
     def about(self) -> dict[str, Any]:
         """Say which slot this is, and with which versions it computes."""
@@ -113,13 +118,15 @@ class NodeSlot:
         found = self._supervisor.run_settings(0.0)
         return None if found is None else dict(found)
 
-    def run(self, generate: Generate, needed: Needed) -> Generator[list[FromWorker]]:
+    def run(self, attempt: str, generate: Generate, needed: Needed) -> Generator[list[FromWorker]]:
         """Run a job, and yield the worker's messages; an empty list is a sign of life.
 
-        Ray passes each list through several processes, so those of a short time go together.
+        ``attempt``: names this call: a job may come once more. Ray passes each list through several processes, so those
+        of a short time go together.
         """
+        self._attempts.add(attempt)
         messages: queue.SimpleQueue[FromWorker | BaseException] = queue.SimpleQueue()
-        thread = threading.Thread(target=self._work, args=(generate, needed, messages), daemon=True)
+        thread = threading.Thread(target=self._work, args=(attempt, generate, needed, messages), daemon=True)
         thread.start()
         ended = False
         while not ended:
@@ -131,36 +138,66 @@ class NodeSlot:
                 raise error
 
     def _work(
-        self, generate: Generate, needed: Needed, messages: queue.SimpleQueue[FromWorker | BaseException]
+        self,
+        attempt: str,
+        generate: Generate,
+        needed: Needed,
+        messages: queue.SimpleQueue[FromWorker | BaseException],
     ) -> None:
         try:
             self._files.ensure(needed)
-            runner = self._isolated if generate.job.request.isolate else self._supervisor
-            for message in runner.run(generate):
-                if isinstance(message, Ended) and message.kind in MAY_BE_FILES and self._files.is_damaged(needed):
-                    self._files.distrust(needed)
-                    messages.put(WorkerDiedError(f"on {self.name} cannot use its files: {message.problem}"))
-                    return
-                messages.put(message)
+            with self._one_at_a_time:
+                self._running = attempt, generate
+                try:
+                    self._run(attempt, generate, needed, messages)
+                finally:
+                    self._running = None
         except StorageError as error:
             messages.put(Ended(generate.job_id, "storage", str(error), ()))
         except FileError as error:
             messages.put(WorkerDiedError(f"on {self.name} cannot get its files: {error}"))
         except BaseException as error:  # noqa: BLE001 - the server must learn of any error
             messages.put(error)
+        finally:
+            self._attempts.discard(attempt)
+            self._cancelled.discard(attempt)
 
-    def cancel(self, job: str) -> None:
-        """Stop a job at its next step."""
-        self._supervisor.cancel(job)
-        self._isolated.cancel(job)
+    def _run(
+        self,
+        attempt: str,
+        generate: Generate,
+        needed: Needed,
+        messages: queue.SimpleQueue[FromWorker | BaseException],
+    ) -> None:
+        runner = self._isolated if generate.job.request.isolate else self._supervisor
+        for message in runner.run(generate, lambda: attempt in self._cancelled):
+            if isinstance(message, Ended) and message.kind in MAY_BE_FILES and self._files.is_damaged(needed):
+                self._files.distrust(needed)
+                messages.put(WorkerDiedError(f"on {self.name} cannot use its files: {message.problem}"))
+                return
+            messages.put(message)
+
+    def cancel(self, attempt: str) -> None:
+        """Stop an attempt at a job at its next step, or before it begins."""
+        if attempt not in self._attempts:
+            return
+        self._cancelled.add(attempt)
+        running = self._running
+        if running is not None and running[0] == attempt:
+            self._supervisor.cancel(running[1].job_id)
+            self._isolated.cancel(running[1].job_id)
 
     def ask(self, command: Command, model: str, request: Request | None) -> Any:
         """See :meth:`safelight.workers.supervisor.Supervisor.ask`."""
         return self._supervisor.ask(command, model, request).result()
 
     def kill(self) -> None:
-        """Replace the worker."""
-        self._supervisor.kill()
+        """Replace the process of the running job."""
+        running = self._running
+        if running is not None and running[1].job.request.isolate:
+            self._isolated.kill()
+        else:
+            self._supervisor.kill()
 
     def close(self) -> None:
         """End the processes, and let another slot have the device."""

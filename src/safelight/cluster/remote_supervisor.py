@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import threading
 import time
+import uuid
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from typing import Any, cast
@@ -61,7 +62,7 @@ class RemoteSupervisor:
         self._needed, self._lease, self._other_versions, self._changed = needed, lease, other_versions, changed
         self._actor = start()
         self._start = start
-        self._job = ""
+        self._running: tuple[str, str] | None = None
         self._closed = threading.Event()
         self._run_settings: Mapping[str, Any] | None = None
         self.restarts = 0
@@ -93,12 +94,12 @@ class RemoteSupervisor:
         """See :meth:`safelight.workers.supervisor.Supervisor.run`."""
         if cancelled():
             raise Cancelled
-        needed = self._needed(generate.job)
-        self._job = generate.job_id
-        stream: Any = self._actor.run.options(num_returns="streaming").remote(generate, needed)
+        needed, attempt = self._needed(generate.job), uuid.uuid4().hex
+        self._running = generate.job_id, attempt
+        stream: Any = self._actor.run.options(num_returns="streaming").remote(attempt, generate, needed)
         ended = False
         try:
-            for message in self._messages(stream, generate.job_id, cancelled):
+            for message in self._messages(stream, attempt, cancelled):
                 ended = isinstance(message, Ended)
                 yield message
                 if ended:
@@ -111,16 +112,16 @@ class RemoteSupervisor:
         except RayError as error:
             raise self._lost(f"is lost: {_first_line(error)}") from error
         finally:
-            self._job = ""
+            self._running = None
             if not ended:
                 # Nobody reads the rest. Whatever the machine still does with this job goes nowhere.
-                self._ask_to_cancel(generate.job_id)
+                self._ask_to_cancel(attempt)
 
-    def _messages(self, stream: Any, job: str, cancelled: Callable[[], bool]) -> Generator[FromWorker]:
+    def _messages(self, stream: Any, attempt: str, cancelled: Callable[[], bool]) -> Generator[FromWorker]:
         heard, asked = time.monotonic(), False
         while True:
             if cancelled() and not asked:
-                self._ask_to_cancel(job)
+                self._ask_to_cancel(attempt)
                 asked = True
             done, _ = ray.wait([stream], timeout=LOOK_SECONDS, fetch_local=True)
             if not done:
@@ -161,12 +162,13 @@ class RemoteSupervisor:
 
     def cancel(self, job: str) -> None:
         """Stop a job at its next step, if it is the one that runs."""
-        if self._job == job:
-            self._ask_to_cancel(job)
+        running = self._running
+        if running is not None and running[0] == job:
+            self._ask_to_cancel(running[1])
 
-    def _ask_to_cancel(self, job: str) -> None:
+    def _ask_to_cancel(self, attempt: str) -> None:
         with contextlib.suppress(RayError):
-            self._actor.cancel.remote(job)
+            self._actor.cancel.remote(attempt)
 
     def kill(self) -> None:
         """Replace the worker, because it makes no progress."""

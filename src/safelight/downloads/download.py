@@ -15,7 +15,7 @@ import httpx
 from filelock import FileLock, Timeout
 
 from safelight.downloads.fetch import SPARE_BYTES, fetch
-from safelight.downloads.remote import Bundle, RemoteFile
+from safelight.downloads.remote import Bundle, RemoteFile, checked_name
 from safelight.errors import Cancelled, DownloadError, StorageError
 from safelight.files.disk import write_whole
 from safelight.files.folder import INDICES
@@ -83,7 +83,8 @@ def download(bundle: Bundle, folder: Path, client: httpx.Client, on_progress: On
     ``folder``: of all downloads. A file that is there and right is not downloaded again; a part is continued.
     Raises DownloadError, StorageError, and what ``on_progress`` raises. What has arrived is kept.
     """
-    home = folder / bundle.folder
+    # Whatever a user or a server has put into the name, nothing is written outside the folder of downloads.
+    home = folder / checked_name(bundle.title, bundle.folder)
     _check_room(bundle, home)
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,10 @@ _VARIANT = re.compile(r"\.(fp16|bf16|fp32|fp8|non_ema|ema)(?=[.-])")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+_VARIANT_NAME = re.compile(r"[A-Za-z0-9_-]{0,40}")
+"""A variant becomes part of the folder's name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Repository:
     """What to take from a repository.
@@ -60,6 +64,9 @@ def find(source: str, wanted: Repository) -> Bundle:
     ``source``: as the user wrote it, for errors.
     Raises DownloadError if there is no such repository or file, or if the hub does not show it to this account.
     """
+    if not _VARIANT_NAME.fullmatch(wanted.variant):
+        problem = f"the variant {wanted.variant[:80]!r} is none: it has letters, digits, - and _, such as fp16"
+        raise DownloadError(source, problem)
     info = _info(source, wanted)
     listed = {one.rfilename: one for one in info.siblings or ()}
     names = [wanted.path] if wanted.path else choose(source, listed, wanted.variant)

@@ -30,6 +30,12 @@ MOST_HEADER_BYTES = 200_000_000
 MOST_AXES = 4
 """ggml's limit."""
 
+MOST_NUMBERS = 1024
+"""An array of more numbers is not kept. Safelight reads none."""
+
+MOST_DIGITS = 20
+MOST_ORIGINAL_AXES = 16
+
 MOST_NESTING = 4
 """Arrays within arrays. Files have none."""
 
@@ -179,7 +185,8 @@ class _Reader:
             form = f"{count}{_SCALARS[kind]}"
             if count * struct.calcsize("<" + _SCALARS[kind]) > self.size:
                 raise CorruptFileError(self.path, f"{what} claims {count} elements, and the file has {self.size} bytes")
-            return ",".join(map(str, struct.unpack("<" + form, self._bytes(struct.calcsize("<" + form), what))))
+            numbers = self._bytes(struct.calcsize("<" + form), what)
+            return None if count > MOST_NUMBERS else ",".join(map(str, struct.unpack("<" + form, numbers)))
         if count > self.size:
             raise CorruptFileError(self.path, f"{what} claims {count} elements, and the file has {self.size} bytes")
         for _ in range(count):
@@ -205,7 +212,7 @@ class _Reader:
 
     def _alignment(self, metadata: Mapping[str, str]) -> int:
         text = metadata.get("general.alignment", str(ALIGNMENT))
-        value = int(text) if text.isdecimal() else 0
+        value = _natural(text)
         if value <= 0 or value % 8:
             raise CorruptFileError(self.path, f"general.alignment is {text!r}; it must be a multiple of 8")
         return value
@@ -252,7 +259,7 @@ class _Reader:
         if text is None:
             return shape
         parts = text.split(",")
-        original = tuple(int(one) for one in parts) if all(one.isdecimal() for one in parts) else ()
+        original = tuple(_natural(one) for one in parts) if len(parts) <= MOST_ORIGINAL_AXES else ()
         if math.prod(original) != math.prod(shape) or not original:
             problem = f"{ORIGINAL_SHAPE}{name} is {text!r}, which does not fit the tensor's shape {list(shape)}"
             raise CorruptFileError(self.path, problem)
@@ -264,3 +271,8 @@ class _Reader:
             if info.offset < at:
                 raise CorruptFileError(self.path, f"tensors {before!r} and {info.name!r} overlap")
             at, before = info.offset + info.nbytes, info.name
+
+
+def _natural(text: str) -> int:
+    """Return the number that a text says; 0 if it says none, or one that no size has."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import re
 
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\
 <rdf:Description rdf:about="" xmlns:safelight="urn:safelight:metadata">\
 <safelight:metadata>{}</safelight:metadata></rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>"""
 
-_STORED = re.compile(r"<safelight:metadata>(.*?)</safelight:metadata>", re.DOTALL)
+_BEGIN, _END = "<safelight:metadata>", "</safelight:metadata>"
 
 
 def packet(text: str) -> bytes:
@@ -22,5 +21,7 @@ def find(stored: object) -> str | None:
     """Return the text of a packet; None if the bytes are no packet of Safelight."""
     if not isinstance(stored, bytes):
         return None
-    found = _STORED.search(stored.decode("utf-8", "replace"))
-    return None if found is None else html.unescape(found[1])
+    # Not a regular expression: without an end, it would search the rest again from each begin.
+    _, begin, rest = stored.decode("utf-8", "replace").partition(_BEGIN)
+    text, end, _ = rest.partition(_END)
+    return html.unescape(text) if begin and end else None

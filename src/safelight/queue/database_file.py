@@ -14,6 +14,9 @@ from safelight.queue.text_index import SqliteTexts
 
 FILE = "safelight.db"
 
+MORE_CONNECTIONS = 60
+"""More than threads that answer requests, so that none waits for another's connection."""
+
 BUSY_SECONDS = 30.0
 """Seconds for which one writer waits for another."""
 
@@ -39,7 +42,11 @@ def open_file(folder: Path, *, migrate: bool = True) -> SqlDatabase:
 
 
 def _open(path: Path, migrate: bool) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        max_overflow=MORE_CONNECTIONS,
+    )
 
     def prepare(connection: DBAPIConnection, _: object) -> None:
         cursor = connection.cursor()

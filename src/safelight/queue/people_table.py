@@ -58,10 +58,13 @@ class PeopleTable:
         self._any = False, 0.0
         self._looking = threading.Lock()
 
-    def any(self) -> bool:
-        """Return whether the server knows people. What another process changes shows after ANY_SECONDS at most."""
+    def any(self, now: bool = False) -> bool:
+        """Return whether the server knows people. What another process changes shows after ANY_SECONDS at most.
+
+        ``now``: ask the database.
+        """
         with self._looking:
-            known = self.known_any
+            known = None if now else self.known_any
             if known is None:
                 with self._file.connection() as connection:
                     known = connection.execute(statements.ANY_PERSON).first() is not None
@@ -139,17 +142,17 @@ class PeopleTable:
                 session.execute(delete(PersonSessionRow).where(PersonSessionRow.person == name))
             return _person(row)
 
-    def remove(self, name: str, heir: str = "") -> bool:
+    def remove(self, name: str, heir: str = "") -> list[str] | None:
         """Remove a person, their presets, keys and sessions, and cancel their waiting jobs.
 
-        Returns whether there was one.
+        Returns the identifiers of these jobs; None if there is no such person.
         ``heir``: who gets the images and boards; "" leaves them to administrators. The jobs go the same way.
         Raises InputError if there is no such heir, or if others stay and none of them is an administrator.
         """
         with self._file.writing() as session:
             row = session.get(PersonRow, name)
             if row is None:
-                return False
+                return None
             others = session.scalar(select(PersonRow.name).where(PersonRow.name != name).limit(1))
             if others is not None:
                 _require_other_admin(session, row)
@@ -157,7 +160,8 @@ class PeopleTable:
                 raise InputError(f"there is no person {heir!r} who could get the images of {name}")
             reason = f"{name} was removed"
             waiting = update(JobRow).where(JobRow.person == name, JobRow.state == "queued")
-            session.execute(waiting.values(state="cancelled", ended=time.time(), reason=reason))
+            ended = waiting.values(state="cancelled", ended=time.time(), reason=reason).returning(JobRow.id)
+            cancelled = list(session.scalars(ended))
             for table in (JobRow, ImageRow):
                 session.execute(update(table).where(table.person == name).values(person=heir))
             _give_boards(session, name, heir)
@@ -165,7 +169,7 @@ class PeopleTable:
                 session.execute(delete(table).where(table.person == name))
             session.delete(row)
         self._forget_any()
-        return True
+        return cancelled
 
     def open_session(self, name: str, token: str, seconds: float) -> None:
         """Store a session of a person; those that have expired are removed. ``token``: what its cookie has."""

@@ -11,7 +11,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DataError, OperationalError, StatementError
+from sqlalchemy.exc import DataError, InternalError, OperationalError, StatementError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import Session
 
 from safelight.errors import InputError, StorageError, UnreadableFileError
@@ -80,8 +81,11 @@ class SqlDatabase:
     def _errors(self) -> Generator[None]:
         try:
             yield
-        except OperationalError as error:
+        except (OperationalError, InternalError) as error:
+            # InternalError: a server of PostgreSQL that has become read-only, for example.
             raise StorageError(self.place, f"cannot be used: {error.orig}") from error
+        except NoConnectionError as error:
+            raise StorageError(self.place, f"is too busy: {error}") from error
         except DataError as error:
             raise InputError(f"the database cannot store a text or number: {error.orig}") from error
         except StatementError as error:

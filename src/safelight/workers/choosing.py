@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import count
 
+from safelight.errors import StorageError
 from safelight.queue import order
 from safelight.queue.database import Database
 from safelight.queue.job import QueuedJob
@@ -53,6 +54,7 @@ class Choosing:
         self._shares = shares or Shares()
         self._job_seconds: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._unsure: set[str] = set()
         self._versions = count(1)
         self._version = 0
         self._ahead: dict[str, tuple[int, tuple[str, ...]]] = {}
@@ -63,6 +65,7 @@ class Choosing:
     def next_job(self, slot: Slot) -> QueuedJob | None:
         """Choose a slot's next job and start it. None if there is none for it."""
         with self._lock:
+            self._put_back_unsure()
             while not (self.paused or slot.draining or slot.supervisor.problem):
                 # More than this choice needs: what the slot runs after it is found in the same jobs.
                 waiting = self._waiting(UPCOMING_JOBS_SCANNED)
@@ -73,7 +76,11 @@ class Choosing:
                 choice = order.choose(waiting, here, self._limits, others, leads, self._costs())
                 if choice is None:
                     return None
-                job = self._database.start(choice.id, choice.reason, slot.name)
+                try:
+                    job = self._database.start(choice.id, choice.reason, slot.name)
+                except StorageError:
+                    self._unsure.add(choice.id)
+                    raise
                 if job is None:
                     # It was cancelled meanwhile.
                     continue
@@ -86,6 +93,15 @@ class Choosing:
                 slot.runner.announce(job)
                 return job
             return None
+
+    def _put_back_unsure(self) -> None:
+        """Put jobs back into the queue that the database has started without confirming it: no slot has them."""
+        while self._unsure:
+            job = next(iter(self._unsure))
+            running = [one.job.id for slot in self.slots if (one := slot.runner.running) is not None]
+            if job not in running:
+                self._database.put_back(job, "the database did not confirm its start", False, 0.0)
+            self._unsure.discard(job)
 
     def pause(self, paused: bool) -> None:
         """Start no more jobs, or start them again. No job that arrives after this call starts."""

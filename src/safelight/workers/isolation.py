@@ -105,6 +105,12 @@ class ForkingRunner:
         except psutil.NoSuchProcess:
             self._child = None
 
+    def kill(self) -> None:
+        """Kill the zygote and its children, because a job makes no progress. The next job starts another one."""
+        zygote = self._zygote
+        if zygote is not None:
+            zygote.kill()
+
     def close(self) -> None:
         """End the zygote and its children."""
         self._closed = True
@@ -155,12 +161,16 @@ class SpawningRunner:
             with contextlib.suppress(WorkerDiedError):
                 process.send(Cancel(job))
 
-    def close(self) -> None:
-        """End the running process, and start no other."""
-        self._closed = True
+    def kill(self) -> None:
+        """Kill the running process, because its job makes no progress."""
         process = self._process
         if process is not None:
             process.kill()
+
+    def close(self) -> None:
+        """End the running process, and start no other."""
+        self._closed = True
+        self.kill()
 
 
 class IsolatedRunner(Protocol):
@@ -169,6 +179,8 @@ class IsolatedRunner(Protocol):
     def run(self, generate: Generate, cancelled: Callable[[], bool] = ...) -> Generator[FromWorker]: ...
 
     def cancel(self, job: str) -> None: ...
+
+    def kill(self) -> None: ...
 
     def close(self) -> None: ...
 

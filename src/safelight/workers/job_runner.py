@@ -71,7 +71,7 @@ class JobRunner:
     The attribute ``running`` is the running job; None if no job is running. ``cancelled`` has the identifiers of the
     running jobs that somebody cancelled. ``resident`` has the digests of the models in the worker's memory, that of the
     last job first. ``memory`` is the worker's last report of its memory. ``heard`` is when the worker last said
-    anything about the running job, in seconds since 1970.
+    anything about the running job, by the monotonic clock: the wall clock may jump.
     """
 
     def __init__(
@@ -107,9 +107,9 @@ class JobRunner:
 
     def announce(self, job: QueuedJob) -> None:
         """Note that a job is about to run, so that nobody takes this slot for free."""
-        self.heard = time.time()
+        self.heard = time.monotonic()
         self._stalled = ""
-        self.running = RunningJob(job, self.heard)
+        self.running = RunningJob(job, time.time())
 
     def run(self, job: QueuedJob) -> Outcome:
         """Run a job, until it ends or goes back into the queue."""
@@ -119,7 +119,7 @@ class JobRunner:
             outcome = self._attempt(job)
         finally:
             self.running = None
-        return replace(outcome, seconds=time.time() - begun)
+        return replace(outcome, seconds=time.monotonic() - begun)
 
     def cancel(self, job_id: str) -> None:
         """Stop a running job at its next step. It ends as cancelled."""
@@ -144,9 +144,16 @@ class JobRunner:
             _log.warning("idle: the models' memory was not freed", why=str(error))
 
     def replace_worker(self, why: str) -> None:
-        """Kill the worker, because its job makes no progress. The job is tried once more, elsewhere if possible."""
+        """Kill the process of the running job, because it makes no progress. The job is tried once more, elsewhere if
+        possible."""
         self._stalled = why
-        self._supervisor.kill()
+        # The replacement gets as much time.
+        self.heard = time.monotonic()
+        running = self.running
+        if running is not None and running.job.request.isolate:
+            self._isolated_runner.kill()
+        else:
+            self._supervisor.kill()
 
     def close(self) -> None:
         """End the processes."""
@@ -195,7 +202,7 @@ class JobRunner:
         messages = runner.run(start, lambda: job.id in self.cancelled or self._interrupted)
         with contextlib.closing(messages):
             for message in messages:
-                self.heard = time.time()
+                self.heard = time.monotonic()
                 match message:
                     case Progressed(_, progress):
                         self._report_progress(job, progress)

@@ -98,7 +98,7 @@ def watch(slots: Callable[[], Sequence[Slot]], events: Events, stall_seconds: fl
     while not stopping.wait(LOOK_SECONDS):
         for slot in slots():
             running = slot.runner.running
-            if running is None or time.time() - slot.runner.heard < stall_seconds:
+            if running is None or time.monotonic() - slot.runner.heard < stall_seconds:
                 continue
             stage = running.progress.stage if running.progress else "start"
             why = f"no progress in the stage {stage} for {stall_seconds:.0f} s"

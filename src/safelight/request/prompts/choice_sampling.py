@@ -168,7 +168,7 @@ class Sampling:
     def _combined_options(self, node: Options, counts: range) -> Iterator[str]:
         seen: set[tuple[str, ...]] = set()
         for count in counts:
-            for values in _permutations(_values(node), count):
+            for values in _choices(_values(node), count):
                 for texts in self._every_text(values):
                     if len(set(texts)) == count and texts not in seen:
                         seen.add(texts)
@@ -194,7 +194,7 @@ class Sampling:
                 # dynamicprompts draws the last first.
                 yield _join([next(part) for part in reversed(parts)][::-1], node.separator)
 
-        for one in cycle(texts(values) for count in counts for values in _permutations(_values(node), count)):
+        for one in cycle(texts(values) for count in counts for values in _choices(_values(node), count)):
             yield next(one)
 
     # Wildcards.
@@ -266,6 +266,11 @@ def _inner(own: Method | None, around: Method) -> Method:
 
 def _values(node: Options) -> tuple[Node, ...]:
     return tuple(option.value for option in node.options)
+
+
+def _choices(values: tuple[Node, ...], count: int) -> Iterator[tuple[Node, ...]]:
+    """Each way to choose ``count`` values that differ; none if there are not so many. To search for them takes time."""
+    return _permutations(values, count) if count <= len(set(values)) else iter(())
 
 
 def _permutations(values: tuple[Node, ...], count: int) -> Iterator[tuple[Node, ...]]:

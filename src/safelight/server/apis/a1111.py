@@ -12,8 +12,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from safelight.assembly.services import Services
-from safelight.server.apis import a1111_extras, a1111_values
+from safelight.server.apis import a1111_values
 from safelight.server.apis.a1111_controlnet import ControlNetRoutes
+from safelight.server.apis.a1111_extras import ExtrasRoutes
 from safelight.server.apis.a1111_generation import GenerationRoutes
 from safelight.server.apis.a1111_library import LibraryRoutes
 from safelight.server.apis.a1111_options import OptionRoutes
@@ -49,7 +50,7 @@ def router(control: Services) -> APIRouter:
     OptionRoutes(control, clients).add_to(api)
     LibraryRoutes(control).add_to(api)
     a1111_values.add_to(api)
-    a1111_extras.add_to(api)
+    ExtrasRoutes(control).add_to(api)
     api.post("/png-info")(png_info)
     ServerRoutes(control).add_to(api, outside)
     ControlNetRoutes(control).add_to(outside)

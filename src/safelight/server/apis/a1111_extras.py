@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -11,8 +12,13 @@ from PIL import Image as PILImage
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as FieldOf
 
+from safelight.assembly.services import Services
+from safelight.queue.person import Person
 from safelight.request.bounds import MOST_PIXELS, MOST_SIDE
+from safelight.server import bridge
+from safelight.server.access import Who
 from safelight.server.apis.base64_pictures import opened
+from safelight.server.intake import limits_of
 from safelight.server.problems import RefusedError
 
 RESAMPLING = {"Lanczos": PILImage.Resampling.LANCZOS, "Nearest": PILImage.Resampling.NEAREST}
@@ -23,6 +29,9 @@ Share = Annotated[float, FieldOf(ge=0, le=1)]
 Side = Annotated[int, FieldOf(ge=1, le=MOST_SIDE)]
 
 MOST_PICTURES = 64
+
+FULL_SIZE_PICTURES = 4
+"""A batch has at most as many pixels as so many pictures of the largest size."""
 
 
 class Extras(BaseModel):
@@ -84,21 +93,43 @@ class ExtrasImages(BaseModel):
     images: list[str]
 
 
-def add_to(api: APIRouter) -> None:
-    """Add the routes to a router."""
-    api.post("/extra-single-image")(extra_single_image)
-    api.post("/extra-batch-images")(extra_batch_images)
+class ExtrasRoutes:
+    """The routes that enlarge pictures."""
 
+    def __init__(self, control: Services) -> None:
+        self._control = control
 
-def extra_single_image(asked: ExtrasOfOne) -> ExtrasImage:
-    """Enlarge a picture."""
-    return ExtrasImage(html_info=_described(asked), image=_enlarged("image", asked.image, asked))
+    def add_to(self, api: APIRouter) -> None:
+        """Add the routes to a router."""
+        api.post("/extra-single-image")(self.single_image)
+        api.post("/extra-batch-images")(self.batch_images)
 
+    async def single_image(self, asked: ExtrasOfOne, who: Who) -> ExtrasImage:
+        """Enlarge a picture."""
+        [image] = await bridge.long(self._enlarge, {"image": asked.image}, asked, who)
+        return ExtrasImage(html_info=_described(asked), image=image)
 
-def extra_batch_images(asked: ExtrasOfMany) -> ExtrasImages:
-    """Enlarge several pictures."""
-    images = [_enlarged(f"imageList.{number}.data", one.data, asked) for number, one in enumerate(asked.imageList)]
-    return ExtrasImages(html_info=_described(asked), images=images)
+    async def batch_images(self, asked: ExtrasOfMany, who: Who) -> ExtrasImages:
+        """Enlarge several pictures."""
+        given = {f"imageList.{number}.data": one.data for number, one in enumerate(asked.imageList)}
+        return ExtrasImages(html_info=_described(asked), images=await bridge.long(self._enlarge, given, asked, who))
+
+    def _enlarge(self, given: Mapping[str, str], asked: Extras, who: Person) -> list[str]:
+        """Enlarge pictures, which are in base64 by the names of their fields.
+
+        The answer has all of them. So its pixels are limited, and not only those of each.
+        """
+        most = limits_of(self._control, who).request.max_pixels or MOST_PIXELS
+        left, images = most * (1 if len(given) == 1 else FULL_SIZE_PICTURES), list[str]()
+        for field, text in given.items():
+            picture, size = _opened(field, text, asked)
+            pixels = size[0] * size[1]
+            if pixels > min(most, left):
+                problem = f"{field}: would have {size[0]}x{size[1]} pixels; at most {min(most, left)} are allowed"
+                raise RefusedError(422, "invalid_request", problem, field)
+            left -= pixels
+            images.append(_enlarged(picture, size, asked))
+        return images
 
 
 def _described(asked: Extras) -> str:
@@ -106,13 +137,15 @@ def _described(asked: Extras) -> str:
     return f"enlarged {how}, {asked.upscaler_1}"
 
 
-def _enlarged(field: str, text: str, asked: Extras) -> str:
+def _opened(field: str, text: str, asked: Extras) -> tuple[PILImage.Image, tuple[int, int]]:
+    """Return a picture, and its size after it is enlarged."""
     with opened(field, text) as picture:
         whole = picture.convert("RGBA" if "A" in picture.getbands() or "transparency" in picture.info else "RGB")
-    width, height = _size(whole, asked)
-    if width * height > MOST_PIXELS:
-        problem = f"{field}: would have {width}x{height} pixels; at most {MOST_PIXELS} are allowed"
-        raise RefusedError(422, "invalid_request", problem, field)
+    return whole, _size(whole, asked)
+
+
+def _enlarged(whole: PILImage.Image, size: tuple[int, int], asked: Extras) -> str:
+    width, height = size
     result = whole.resize((width, height), _resampling(asked.upscaler_1))
     if asked.upscaler_2 != "None" and asked.extras_upscaler_2_visibility:
         second = whole.resize((width, height), _resampling(asked.upscaler_2))

@@ -18,6 +18,7 @@ from safelight.catalog.cards import Card
 from safelight.errors import WorkerDiedError
 from safelight.families.registry import families
 from safelight.pipeline.preprocess import preprocess
+from safelight.queue.person import Person
 from safelight.queue.timings import Basis, Known, known
 from safelight.request.adapters import Control
 from safelight.request.field import fields_of
@@ -121,8 +122,11 @@ class EstimateRoutes:
             memory=[] if fits is None else [MemoryEstimate(**_numbers(one)) for one in fits["components"]],
         )
 
-    def preprocess(self, asked: PreprocessorAsked, who: Who) -> Response:
+    async def preprocess(self, asked: PreprocessorAsked, who: Who) -> Response:
         """Return what a preprocessor makes of a stored picture, for a ControlNet."""
+        return await bridge.long(self._preprocess, asked, who)
+
+    def _preprocess(self, asked: PreprocessorAsked, who: Person) -> Response:
         inputs = self._control.catalog.inputs
         intake.own_input(self._control, who, asked.image)
         control = Control("preview", asked.image, preprocessor=asked.preprocessor, low=asked.low, high=asked.high)

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from safelight.assembly.services import Services
 from safelight.queue.audit_table import AuditEntry
+from safelight.queue.descriptions import tell_job
 from safelight.queue.people_table import PersonKey
 from safelight.queue.person import Person, Role
 from safelight.server import auth
@@ -140,7 +141,7 @@ class PeopleRoutes:
 
     def log_in(self, asked: LogIn, http: HTTPRequest) -> Response:
         """Log in: open a session, whose cookie comes with the answer."""
-        if not self._people.any():
+        if not self._people.any(now=True):
             problem = "this server knows no people; `safelight users add` adds the first one"
             raise RefusedError(422, "invalid_request", problem)
         address = http.client.host if http.client is not None else ""
@@ -181,7 +182,7 @@ class PeopleRoutes:
 
     def add_key(self, asked: KeyToAdd, who: Who, http: HTTPRequest) -> NewKey:
         """Make an API key for a program. It may do what its person may."""
-        if not self._people.any():
+        if not self._people.any(now=True):
             raise RefusedError(409, "no_people", "this server knows no people, so nobody can have a key")
         if auth.given(http) is not None:
             # Otherwise a thief of one key could make more keys, which outlive it.
@@ -203,7 +204,7 @@ class PeopleRoutes:
 
     def add(self, asked: PersonToAdd, http: HTTPRequest) -> PersonModel:
         """Add a person."""
-        if not self._people.any():
+        if not self._people.any(now=True):
             # This would lock out everybody who uses the server now.
             raise RefusedError(
                 403, "forbidden", "the first person is added on the server's machine, by `safelight users add`"
@@ -233,8 +234,11 @@ class PeopleRoutes:
         if name == who.name:
             raise RefusedError(422, "invalid_request", "you cannot remove yourself", "name")
         http.scope[DETAIL] = f"heir: {heir}" if heir else ""
-        if not self._people.remove(name, heir):
+        cancelled = self._people.remove(name, heir)
+        if cancelled is None:
             raise RefusedError(404, "not_found", f"there is no person {name}")
+        for job in self._control.database.jobs_of(cancelled).values():
+            tell_job(job, self._control.events)
         self._control.dispatcher.wake()
         return Response(status_code=204)
 

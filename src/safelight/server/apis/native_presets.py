@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -16,6 +17,10 @@ from safelight.server.apis.native_fields import Generation
 from safelight.server.problems import RefusedError, documented
 
 Name = Annotated[str, InPath(min_length=1, max_length=100, pattern=r"^[^/]*\S[^/]*$", description="a preset's name")]
+
+
+MOST_CHARACTERS = 65_536
+"""Characters of a preset's JSON. A list of presets has all of them."""
 
 
 class Preset(BaseModel):
@@ -51,6 +56,9 @@ class PresetRoutes:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise RefusedError(422, "invalid_request", f"{where}: {first['msg']}", "fields") from error
+        if (characters := len(json.dumps(asked.fields))) > MOST_CHARACTERS:
+            message = f"this preset has {characters} characters, and at most {MOST_CHARACTERS} are stored"
+            raise RefusedError(422, "invalid_request", f"{message}; leave input images out", "fields")
         self._presets.of(who).store(name, asked.fields)
         self._control.events.tell(Event("presets", "", person=who.name))
         return asked
