@@ -26,6 +26,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     (root / "safelight.yaml").write_text("max_steps: 99\n")
     (root / "wildcards").mkdir()
     (root / "wildcards/animal.txt").write_text("cat\ndog\n")
+    (root / "unread.json").write_text("{}")
+    (root / "previews").mkdir()
+    (root / "previews/chosen.webp").write_bytes(b"a picture")
     saved = tmp_path_factory.mktemp("saved") / "all.zip"
     with serving.serving(root) as server, server.client() as http:
         for seed in range(3):
@@ -44,6 +47,8 @@ def test_what_is_restored_is_what_was_there(full: tuple[Path, Path], tmp_path: P
     assert done.exit_code == 0, done.output
     assert (there / "safelight.yaml").read_text() == "max_steps: 99\n"
     assert (there / "wildcards/animal.txt").read_bytes() == (root / "wildcards/animal.txt").read_bytes()
+    assert (there / "unread.json").read_text() == "{}"
+    assert (there / "previews/chosen.webp").read_bytes() == b"a picture"
     pictures = sorted(one.relative_to(root) for one in (root / "images").rglob("*.png"))
     assert len(pictures) == 3
     for one in pictures:
@@ -54,6 +59,25 @@ def test_what_is_restored_is_what_was_there(full: tuple[Path, Path], tmp_path: P
         [image, *_] = http.get("/api/v1/images").json()["images"]
         assert http.get(image["url"]).status_code == 200
         assert http.post(f"/api/v1/images/{image['id']}/check").json()["same"]
+
+
+def test_what_is_made_while_a_backup_is_written_has_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, copy = tmp_path / "root", backup._copy_database
+    (root / "images").mkdir(parents=True)
+    (root / "images/first.png").write_bytes(b"first")
+    half = root / "images/.safelight-half"
+    half.write_bytes(b"half")
+    Database(root).close()
+
+    def copy_late(settings: Settings, target: Path) -> bool:
+        (root / "images/late.png").write_bytes(b"late")
+        half.unlink()
+        return copy(settings, target)
+
+    monkeypatch.setattr(backup, "_copy_database", copy_late)
+    backup.write(Settings(root=root), tmp_path / "all.zip", pictures=True)
+    backup.restore(tmp_path / "all.zip", Settings(root=tmp_path / "there"))
+    assert sorted(one.name for one in (tmp_path / "there/images").iterdir()) == ["first.png", "late.png"]
 
 
 def test_without_pictures_it_is_small(full: tuple[Path, Path], tmp_path: Path) -> None:

@@ -254,6 +254,13 @@ def test_what_extras_cannot_do_is_refused(server: Server) -> None:
             api.extra_single_image(picture, **refused)
 
 
+def test_extras_have_the_limits_of_other_pictures(server: Server) -> None:
+    api = client(server)
+    picture = Image.new("RGB", (1000, 1000))
+    with pytest.raises(RuntimeError, match="422"):
+        api.extra_batch_images([picture] * 8, upscaler_1="Nearest", upscaling_resize=4)
+
+
 def test_models_leave_memory_and_come_back(server: Server) -> None:
     api = client(server)
     model = {"sd_model_checkpoint": "starter-noto"}

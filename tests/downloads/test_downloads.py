@@ -309,6 +309,20 @@ def test_repositories_that_leave_a_question_say_so(names: list[str], says: str) 
         huggingface.choose("x", names)
 
 
+@pytest.mark.parametrize("variant", ["/../../../outside", "..", "a/b", "a b", "é"])
+def test_a_variant_leads_to_no_other_folder(variant: str, site: Site, client: httpx.Client, tmp_path: Path) -> None:
+    hub.add_repository(site, "me/tiny", {"authorized_keys": DATA})
+    choice = RepositoryChoice("authorized_keys", variant)
+    with pytest.raises(DownloadError, match=r"the variant .* is none"):
+        sources.read("me/tiny", choice)(client)
+    folders = Bundle("a model", f"huggingface/me/tiny.{variant}", ())
+    if "/.." in variant:
+        with pytest.raises(DownloadError, match="not a path within a folder"):
+            download(folders, tmp_path / "in", client, nothing)
+    assert not list(tmp_path.rglob("*outside*"))
+    assert not (tmp_path / "in").exists()
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [

@@ -65,6 +65,8 @@ BAD = {
     "has the unknown type 13": file_with(values=(value("a", 13, b""),)),
     "claims 1073741824 elements": file_with(values=(value("a", 9, struct.pack("<IQ", 6, ONE_GIB)),)),
     "and no such tensor": file_with(entry(), values=(value(f"{ORIGINAL_SHAPE}u", 8, text("1")),)),
+    "general.alignment is '1111": file_with(entry(), values=(value("general.alignment", 8, text("1" * 5000)),)),
+    "is '999999": file_with(entry(), values=(value(f"{ORIGINAL_SHAPE}t", 8, text("9" * 5000)),)),
     "does not fit the tensor's shape": file_with(entry(), values=(value(f"{ORIGINAL_SHAPE}t", 8, text("5,5")),)),
 }
 
@@ -110,6 +112,15 @@ def test_a_header_is_that_of_gguf(tmp_path: Path) -> None:
 
 def test_the_names_of_types_are_those_of_gguf() -> None:
     assert {number: gguf_files.kind_of(name).value for number, name in TYPES.items()} == {n: n for n in TYPES}
+
+
+def test_an_array_of_many_numbers_is_not_kept(tmp_path: Path) -> None:
+    """As text, it would take eighty times its memory."""
+    many, few = struct.pack("<IQ", 0, 5000) + b"\x07" * 5000, struct.pack("<IQ", 0, 3) + b"\x07" * 3
+    path = tmp_path / "a.gguf"
+    path.write_bytes(file_with(entry(), values=(value("many", 9, many), value("few", 9, few)), data=64))
+    metadata = read_header(path).metadata
+    assert (metadata["many"], metadata["few"]) == ("", "7,7,7")
 
 
 def test_mutations_give_only_clean_errors(tmp_path: Path) -> None:

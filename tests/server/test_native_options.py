@@ -73,6 +73,8 @@ def test_presets_have_fields_that_a_request_can_have(http: httpx.Client) -> None
     assert http.get("/api/v1/presets").json()["quick 快"] == {"fields": {"steps": 5}}
     for wrong in ({"tempo": 1}, {"loras": "a"}, {"steps": "many"}, {"steps": 0}):
         assert http.put("/api/v1/presets/wrong", json={"fields": wrong}).status_code == 422, wrong
+    huge = {"prompt": "", "image": "data:image/png;base64," + "A" * 70_000}
+    assert "at most 65536 are stored" in http.put("/api/v1/presets/huge", json={"fields": huge}).json()["message"]
     assert http.delete("/api/v1/presets/quick 快").status_code == 204
     assert http.delete("/api/v1/presets/quick 快").status_code == 404
 

@@ -62,6 +62,8 @@ def test_all_combinations(wildcards: Path) -> None:
         ("{" + "9" * 5000 + "$$a|b}", "its choices cannot be read"),
         ("{0::a|0::b}", r"'\{0::a\|0::b\}': needs more options with a weight above 0"),
         ("a {@3$$b|b}", r"'\{@3\$\$b\|b\}': gives no text"),
+        # The search for 40 different values among 20 would not end.
+        ("{@40$$" + "|".join("abcdefghijklmnopqrst" * 2) + "}", "gives no text"),
         ("a {2$$__unknown__}", "is a wildcard without a file"),
         ("__{unknown|unknown}__ {a|b}", "is a wildcard without a file"),
     ],
