@@ -265,6 +265,21 @@ def test_a_weight_written_while_it_is_bound_makes_no_image(root: Path, right: tu
     assert written[0] == 1
 
 
+def test_wrong_weights_of_a_pinned_model_are_read_again(root: Path, right: tuple[str, int]) -> None:
+    engine = open_engine(load_settings(root))
+    engine.loaded.pin(STARTER)
+    unet = engine.library.get(STARTER).manifest.component("unet")
+    with engine.resources.residency.lease(unet, torch.float32) as lease:
+        name = next(iter(lease.shapes))
+        lease.resident_tensor(name).data.mul_(1.5)  # type: ignore[union-attr]
+        lease.mark_corrupted(name)
+    for _ in range(2):
+        assert next(engine.generate(ask())).pixels_sha256 == right[0]
+    # It is still pinned.
+    engine.loaded.unload(None)
+    assert engine.loaded.resident()
+
+
 def test_weights_that_another_lease_knows_to_be_wrong_make_no_image(root: Path, right: tuple[str, int]) -> None:
     """Nothing is verified here: what is known is enough."""
     engine = open_engine(load_settings(root, verify_transfers="off"))

@@ -80,6 +80,10 @@ class HostSource:
         """Store the sum of a piece's bytes."""
         self._device_checksums[piece] = value
 
+    def forget_sum(self, piece: Piece) -> None:
+        """Forget the sum of a piece's bytes, because a later one differs from it."""
+        self._device_checksums.pop(piece, None)
+
     def open_fetchers(self) -> list[_HostFetcher]:
         """Return the fetchers of all leases."""
         return list(self._fetchers)
@@ -197,6 +201,8 @@ class _HostFetcher:
             return Unverified(known)
         result = sums.compute_sum(buffer.slab.base[: buffer.segment.nbytes])
         if known is not None and result != known:
+            # Nobody knows which of the two is wrong. The next try must not be compared with the wrong one.
+            self._source.forget_sum(piece)
             name = self._source.transfers.device.name
             remedy = f"The memory of {name} or its driver is unreliable; use --device cpu to work without it."
             raise changed_result(buffer, f"{buffer.segment.label} with its overlay", remedy)

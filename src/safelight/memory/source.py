@@ -262,6 +262,8 @@ class _OverlayingFetcher(_FileFetcher):
         Raises IntegrityError if they differ from those of the first time."""
         key, checksums = (self.digest, buffer.segment.piece), self.source.compute_checksums(buffer)
         if self.checksums.setdefault(key, checksums) != checksums:
+            # Nobody knows which of the two is wrong. The next try must not be compared with the wrong one.
+            del self.checksums[key]
             what = f"{buffer.segment.label} with its overlay"
             raise changed_result(buffer, what, "Test this machine's memory, for example with memtest86+.")
         return checksums

@@ -380,6 +380,8 @@ class ImagePipeline:
         """Return the task of a VAE call on ``size`` pixels. With tiling, the VAE sees one tile at a time."""
         pixels = min(size, self.tile**2) if self.tile else size
         variant += f"-by{self.tile}" if self.tile else ""
+        # It pads copies of what its convolutions read.
+        variant += "-seamless" if self.request.seamless else ""
         return Task(name, pixels, forward_passes, variant, following, self.request.seamless)
 
     def _with_vae(

@@ -258,6 +258,9 @@ class ModelStages:
         pixels += sum(one.shown.shape[-1] * one.shown.shape[-2] for one in this_pass.references)
         if rows > ASSUMED_ROWS:
             pixels, variant = pixels * rows // ASSUMED_ROWS, f"-{rows}rows"
+        # Both need memory of their own.
+        variant += "-seamless" if self._request.seamless else ""
+        variant += "-cached" if self._request.first_block_cache else ""
         return Task(
             "denoise", pixels, MAX_CALLS_PER_STEP * this_pass.steps_to_run, variant, seamless=self._request.seamless
         )

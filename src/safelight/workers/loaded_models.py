@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from safelight.catalog.library import Library
 from safelight.catalog.model import Model
@@ -101,6 +101,18 @@ class LoadedModels:
         if pin is not None:
             with self._turn:
                 pin.close()
+
+    @contextmanager
+    def without_pin(self, name: str) -> Generator[None]:
+        """Within the context, a model is not pinned, so that wrong bytes can be evicted. Afterwards it is pinned again.
+
+        Raises OutOfMemoryError as :meth:`pin` does.
+        """
+        pinned = name in self._pins
+        self.unpin(name)
+        yield
+        if pinned:
+            self.pin(name)
 
     def close(self) -> None:
         """End all pins and evict all models."""

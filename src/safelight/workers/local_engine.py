@@ -120,8 +120,7 @@ class LocalEngine:
         contents = find_contents(job, self.catalog, model)
         settings = self._decide(job.request.precision, model)
         resources = replace(self.resources, run_settings=settings, upcoming=self._component_keys(upcoming, settings))
-        if contents.refiner is not None:
-            contents = replace(contents, refiner=keep_compact(contents.refiner, resources))
+        contents = _with_compact_refiner(contents, resources)
         self.loaded.mark_used(model, settings)
         return self._images(contents, resources, on_progress, first)
 
@@ -151,22 +150,23 @@ class LocalEngine:
                 except IntegrityError:
                     # Either one read went wrong, or the files changed. If they changed, this raises and the model is
                     # not used again.
-                    contents = self._read_again(contents)
+                    contents = self._read_again(contents, resources)
                     model = keep_compact(self._combine(contents), resources)
-                    self.image_repairer.verify_and_evict(model)
+                    with self.loaded.without_pin(model.name):
+                        self.image_repairer.verify_and_evict(model)
                     resources.embedding_cache.clear()
                     make = partial(run.make_image, contents, model, index=index, on_progress=on_progress)
                     image = self.image_repairer.make_and_repair(make, model, resources)
             yield image
 
-    def _read_again(self, contents: Contents) -> Contents:
+    def _read_again(self, contents: Contents, resources: Resources) -> Contents:
         """Read and check the files of a job's contents again. Raises IntegrityError if they changed."""
         model = self.library.recheck_after_corruption(contents.model)
         if contents.refiner is not None:
             self.library.recheck_after_corruption(contents.refiner)
         for adapter in contents.adapters:
             self.catalog.adapters.verify(adapter)
-        return find_contents(contents.job, self.catalog, model)
+        return _with_compact_refiner(find_contents(contents.job, self.catalog, model), resources)
 
     def _call_on_switch(self, model: Model, resources: Resources) -> None:
         """Call ``on_switch`` if another model made the last image."""
@@ -240,3 +240,10 @@ class LocalEngine:
         """End all pins, evict all models, and discard their modules."""
         self.loaded.close()
         self.resources.skeletons.clear()
+
+
+def _with_compact_refiner(contents: Contents, resources: Resources) -> Contents:
+    """Return a job's contents, with the refiner in the form in which its weights are in memory."""
+    if contents.refiner is None:
+        return contents
+    return replace(contents, refiner=keep_compact(contents.refiner, resources))
