@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.scale import ALL, thinned, times
 
 import safelight
@@ -190,3 +191,20 @@ def test_what_stays_wrong_is_found_by_the_canary_every_time(
 
 def ask(name: str) -> safelight.Request:
     return safelight.Request("red apple", name, steps=2, width=64, height=64)
+
+
+@pytest.mark.parametrize(("channels", "height", "width", "stride"), [(4, 8, 12, 1), (16, 9, 7, 5), (3, 1, 1, 1)])
+def test_features_of_samples_are_those_of_all_latents(channels: int, height: int, width: int, stride: int) -> None:
+    latents = torch.randn(channels, height, width, dtype=torch.float64)
+    around = F.unfold(F.pad(latents[None], (1, 1, 1, 1), mode="replicate"), 3)[0].T
+    assert torch.equal(appearance._features(latents, stride), appearance._features(latents)[::stride])
+    assert torch.equal(appearance._features(latents)[:, : 9 * channels], around)
+
+
+def test_features_of_a_large_image_take_little_memory() -> None:
+    """A FLUX.2 VAE has 32 channels: all features of 2048x2048 pixels are half a gigabyte."""
+    latents = torch.randn(32, 256, 256, dtype=torch.float64)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        appearance._features(latents, 65)
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in seen.events())
+    assert allocated < 150e6

@@ -145,7 +145,7 @@ class AppearanceCheck:
             return ["it looks like noise"]
         # An odd stride, so that the samples are not at the same x positions in every row of latents.
         stride = max(1, height * width // MAP_SAMPLES) | 1
-        features, colours = _features(values)[::stride], mean_colours(pixels, height, width)[::stride]
+        features, colours = _features(values, stride), mean_colours(pixels, height, width)[::stride]
         with self._lock:
             known = self._maps.setdefault(vae_digest, _empty_map(features.shape[1]))
             scores = known.score(features, colours)
@@ -205,17 +205,20 @@ def _empty_map(count: int) -> _Map:
     return _Map(feature_gram, feature_colour_gram, colour_gram)
 
 
-def _features(latents: torch.Tensor) -> torch.Tensor:
-    """Compute the map's inputs, (h * w, count), from latents (channels, h, w).
+def _features(latents: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    """Compute the map's inputs, (samples, count), of every ``stride``-th of the latents (channels, h, w).
 
     They are each latent, its 8 neighbours, the products of each pair of its channels, and its relation to the image's
     mean and standard deviation. The last are needed because a decoder's normalisations make each colour depend on all
-    latents.
+    latents. Those of all latents would take gigabytes for a large image of a VAE with many channels.
     """
-    own = latents.flatten(1).T
-    around = F.unfold(F.pad(latents[None], (1, 1, 1, 1), mode="replicate"), 3)[0].T
+    every = latents.flatten(1).T
+    mean, spread = every.mean(0), every.std(0, correction=0)  # An image may have a single latent.
+    at = torch.arange(0, len(every), stride)
+    own, rows, columns = every[at], at // latents.shape[2], at % latents.shape[2]
+    padded = F.pad(latents[None], (1, 1, 1, 1), mode="replicate")[0]
+    around = torch.stack([padded[:, rows + down, columns + right] for down in range(3) for right in range(3)], 1)
     first, second = torch.triu_indices(own.shape[1], own.shape[1])
-    mean, spread = own.mean(0), own.std(0, correction=0)  # An image may have a single latent.
     whole = torch.cat([mean, spread, mean / (spread + 0.1), torch.ones(1, dtype=own.dtype)]).expand(len(own), -1)
     normal = [own * mean, own * spread, own / (spread + 0.1), (own - mean) / (spread + 0.1)]
-    return torch.cat([around, own[:, first] * own[:, second], *normal, whole], 1)
+    return torch.cat([around.flatten(0, 1).T, own[:, first] * own[:, second], *normal, whole], 1)
