@@ -62,11 +62,33 @@ def test_a_file_arrives_with_progress(site: Site, client: httpx.Client, tmp_path
     assert path.read_bytes() == DATA
     assert (seen[-1].done, seen[-1].total) == (len(DATA), len(DATA))
     assert [one.done for one in seen] == sorted(one.done for one in seen)
-    assert sorted(one.name for one in path.parent.iterdir()) == [".download.lock", "model.safetensors"]
+    assert sorted(one.name for one in path.parent.iterdir()) == [
+        ".download.lock",
+        ".downloaded.json",
+        "model.safetensors",
+    ]
     # Once more: nothing is asked.
     asked = len(site.seen)
     download(bundle_of(site), tmp_path, client, seen.append)
     assert len(site.seen) == asked
+
+
+def test_other_content_does_not_replace_a_file_that_a_model_may_use(
+    site: Site, client: httpx.Client, tmp_path: Path
+) -> None:
+    site.files["/model.safetensors"] = DATA
+    [first] = download(bundle_of(site), tmp_path, client, nothing)
+    newer = DATA[:-1] + bytes([DATA[-1] ^ 1])
+    site.files["/model.safetensors"] = newer
+    for _ in range(2):
+        [second] = download(bundle_of(site, sha256=hashlib.sha256(newer).hexdigest()), tmp_path, client, nothing)
+    assert (first.read_bytes(), second.read_bytes()) == (DATA, newer)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    # One that is damaged is replaced.
+    first.write_bytes(DATA[:-1])
+    site.files["/model.safetensors"] = DATA
+    assert download(bundle_of(site), tmp_path, client, nothing) == [first]
+    assert first.read_bytes() == DATA
 
 
 def test_connections_that_end_early_go_on(site: Site, client: httpx.Client, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import shutil
 import threading
 import time
@@ -10,11 +13,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 from filelock import FileLock, Timeout
 
-from safelight.downloads.fetch import SPARE_BYTES, fetch
+from safelight.downloads.fetch import SPARE_BYTES, fetch, is_right
 from safelight.downloads.remote import Bundle, RemoteFile, checked_name
 from safelight.errors import Cancelled, DownloadError, StorageError
 from safelight.files.disk import write_whole
@@ -26,6 +30,9 @@ WINDOW_SECONDS = 10.0
 """The rate is that of the last seconds."""
 
 LOCK = ".download.lock"
+
+SOURCES = ".downloaded.json"
+"""The file with what the sources said of each file in the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +90,7 @@ def download(bundle: Bundle, folder: Path, client: httpx.Client, on_progress: On
     ``folder``: of all downloads. A file that is there and right is not downloaded again; a part is continued.
     Raises DownloadError, StorageError, and what ``on_progress`` raises. What has arrived is kept.
     """
-    # Whatever a user or a server has put into the name, nothing is written outside the folder of downloads.
-    home = folder / checked_name(bundle.title, bundle.folder)
+    home = _home(bundle, folder)
     _check_room(bundle, home)
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -96,6 +102,8 @@ def download(bundle: Bundle, folder: Path, client: httpx.Client, on_progress: On
             _download_all(bundle, home, client, tally)
     except Timeout as error:
         raise DownloadError(bundle.title, f"is being downloaded by another program into {home}") from error
+    said = {**_sources(home), **{one.name: _content(one) for one in bundle.files}}
+    write_whole(home / SOURCES, json.dumps(said, indent=1).encode())
     for name, text in bundle.texts.items():
         write_whole(home / name, text.encode(errors="replace"))
     if any(one.name in INDICES for one in bundle.files):
@@ -118,6 +126,35 @@ def download_all(bundles: Sequence[Bundle], folder: Path, client: httpx.Client, 
 
         paths += download(bundle, folder, client, report)
     return paths
+
+
+def _home(bundle: Bundle, folder: Path) -> Path:
+    """Return the folder for a bundle. A model of the library may use what is there, so other content gets another one.
+
+    A file that was the right one once, and is damaged now, is replaced.
+    Whatever a user or a server has put into the name, it is within ``folder``.
+    """
+    home = folder / checked_name(bundle.title, bundle.folder)
+    once = _sources(home)
+    known = [one for one in bundle.files if not one.optional and (one.sha256 or one.nbytes is not None)]
+    others = [one for one in known if (home / one.name).exists() and once.get(one.name) != _content(one)]
+    if all(is_right(home / one.name, one) for one in others):
+        return home
+    content = "\n".join(f"{one.name} {one.nbytes} {one.sha256}" for one in bundle.files)
+    return home.with_name(f"{home.name}@{hashlib.sha256(content.encode()).hexdigest()[:10]}")
+
+
+def _sources(home: Path) -> dict[str, Any]:
+    """Return what the sources said of each file; empty for a folder of an earlier version."""
+    with contextlib.suppress(OSError, ValueError):
+        found: Any = json.loads((home / SOURCES).read_text())
+        if isinstance(found, dict):
+            return cast("dict[str, Any]", found)
+    return {}
+
+
+def _content(file: RemoteFile) -> dict[str, Any]:
+    return {"nbytes": file.nbytes, "sha256": file.sha256}
 
 
 def _check_room(bundle: Bundle, home: Path) -> None:

@@ -66,7 +66,7 @@ def fetch(client: httpx.Client, file: RemoteFile, target: Path, on_bytes: OnByte
 
 
 def _fetch(client: httpx.Client, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
-    if target.exists() and _is_right(target, file):
+    if target.exists() and is_right(target, file):
         on_bytes(target.stat().st_size, target.stat().st_size)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def _fetch(client: httpx.Client, file: RemoteFile, target: Path, on_bytes: OnByt
     attempt.finish()
 
 
-def _is_right(path: Path, file: RemoteFile) -> bool:
+def is_right(path: Path, file: RemoteFile) -> bool:
     """Return whether a file that is already there is the one that the source describes."""
     if file.nbytes is not None and path.stat().st_size != file.nbytes:
         return False
