@@ -52,6 +52,17 @@ def test_a_job_goes_from_queued_to_running_to_done_once(database: Database) -> N
     assert database.job("nobody") is None
 
 
+def test_a_slot_leaves_a_job_that_another_slot_has(database: Database) -> None:
+    """The database may not confirm that a job was put back, and then another slot takes it."""
+    job = queued(database, ask(), "d")
+    database.start(job.id, "", "one")
+    assert database.put_back(job.id, "a full disk", slot="one")
+    database.start(job.id, "", "two")
+    assert database.put_back(job.id, "a full disk", slot="one") is None
+    assert database.end(job.id, "done", slot="one") is None
+    assert database.end(job.id, "done", slot="two") is not None
+
+
 def test_who_is_overtaken_and_delayed_is_counted(database: Database) -> None:
     first, second, third = (queued(database, ask(), "d") for _ in range(3))
     database.start(second.id, "")

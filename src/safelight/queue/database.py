@@ -207,13 +207,15 @@ class Database:
         was: Sequence[State] = ("running",),
         seconds: float = 0.0,
         failure: Failure = "",
+        slot: str | None = None,
     ) -> QueuedJob | None:
         """End a job, and return it. None if this call did not end it: a job ends only once.
 
         ``was``: the states from which the job may end.
+        ``slot``: only if this slot has it.
         ``seconds``: for how long it computed; this delayed the person's earlier jobs that still wait.
         """
-        values = {"becomes": state, "at": time.time(), "why": reason, "kind": failure}
+        values = {"becomes": state, "at": time.time(), "why": reason, "kind": failure, "on": slot}
         return self._leave_state(statements.END, job_id, was, seconds, values)
 
     def set_priorities(self, priorities: Mapping[str, int]) -> list[QueuedJob]:
@@ -226,14 +228,20 @@ class Database:
         return [_job(row) for row in every if row is not None]
 
     def put_back(
-        self, job_id: str, reason: str, counts_as_attempt: bool = True, seconds: float = 0.0
+        self,
+        job_id: str,
+        reason: str,
+        counts_as_attempt: bool = True,
+        seconds: float = 0.0,
+        slot: str | None = None,
     ) -> QueuedJob | None:
         """Queue a running job again, at its old place, and return it; None when it does not run.
 
+        ``slot``: only if it runs on this slot.
         ``counts_as_attempt``: whether this attempt counts.
         ``seconds``: as in :meth:`end`.
         """
-        values = {"why": reason, "uncounted": 0 if counts_as_attempt else 1}
+        values = {"why": reason, "uncounted": 0 if counts_as_attempt else 1, "on": slot}
         return self._leave_state(statements.PUT_BACK, job_id, ("running",), seconds, values)
 
     def _leave_state(

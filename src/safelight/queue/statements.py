@@ -98,7 +98,12 @@ OVERTAKE = _EARLIER.values(overtaken=_job.overtaken + 1)
 DELAY = _EARLIER.values(delayed=_job.delayed + bindparam("seconds", type_=_job.delayed.type))
 """Add ``seconds`` to the delay of the same jobs."""
 
-_LEAVE = update(JOBS).where(_job.id == bindparam("of"), _job.state.in_(bindparam("was", expanding=True)))
+_LEAVE = update(JOBS).where(
+    _job.id == bindparam("of"),
+    _job.state.in_(bindparam("was", expanding=True)),
+    _job.slot == func.coalesce(bindparam("on", type_=_job.slot.type), _job.slot),
+)
+"""``on``: only if this slot has the job; None for any."""
 
 END = _LEAVE.values(
     state=bindparam("becomes"), ended=bindparam("at"), reason=bindparam("why"), failure=bindparam("kind")

@@ -250,9 +250,12 @@ class Dispatcher:
         job, outcome = slot.unwritten
         reason, seconds = outcome.reason, outcome.seconds
         if outcome.state != "queued":
-            now = self._database.end(job.id, outcome.state, reason, seconds=seconds, failure=outcome.failure)
+            now = self._database.end(
+                job.id, outcome.state, reason, seconds=seconds, failure=outcome.failure, slot=slot.name
+            )
         else:
-            now = self._database.put_back(job.id, reason, outcome.counts_as_attempt, seconds)
+            # If an earlier try was not confirmed, another slot may have the job already.
+            now = self._database.put_back(job.id, reason, outcome.counts_as_attempt, seconds, slot.name)
             if job.id in slot.runner.cancelled:
                 # Somebody cancelled the job after its outcome was known, so end it here. From now on, cancel() finds
                 # it in the queue.
