@@ -84,6 +84,21 @@ def test_an_interrupt_within_a_finalizer_comes_after_it(capsys: pytest.CaptureFi
     assert (after, capsys.readouterr().err) == (["the finalizer"], "")
 
 
+@pytest.mark.usefixtures("default_interrupts")
+def test_a_command_that_runs_during_an_import_can_be_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "command_module.py").write_text(
+        "import signal\n"
+        "from safelight.cli.interrupts import wait_for_imports\n"
+        "with wait_for_imports():\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module("command_module")
+
+
 def test_ignored_interrupts_stay_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -23,9 +23,10 @@ _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 def wait_for_imports() -> Generator[None]:
     """Within the context, raise KeyboardInterrupt only when nothing is imported.
 
-    If the process ignores interrupts or has a handler of its own, nothing changes. Only for the main thread.
+    If the process ignores interrupts or has a handler of its own, nothing changes; nor if the context itself is entered
+    during an import, because then an interrupt would wait for its end. Only for the main thread.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or _imports(sys._getframe()):
         yield
         return
     signal.signal(signal.SIGINT, _interrupt)
