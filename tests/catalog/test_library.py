@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from support import checkpoints
 
 import safelight
-from safelight.catalog import describe
+from safelight.catalog import chosen_previews, describe
+from safelight.catalog import library as library_module
+from safelight.catalog.defaults import set_defaults
 from safelight.catalog.library import Library
 from safelight.errors import (
     CorruptFileError,
@@ -355,6 +357,73 @@ def test_conversions_that_nobody_needs_are_swept(library: Library, root: Path, t
     path.unlink()
     library.find(str(checkpoints.write_single(tmp_path / "o.safetensors", "sd1", 3)))
     assert not kept.exists()
+
+
+def test_a_conversion_that_is_a_part_of_another_model_stays(library: Library, root: Path, tmp_path: Path) -> None:
+    """Its folder has its own digest, and the model that uses a part of it has another one."""
+    donor = checkpoints.write_single(tmp_path / "donor.ckpt", "sd1", 1)
+    library.add(donor)
+    library.add(checkpoints.write_single(tmp_path / "m.ckpt", "sd1", 2))
+    changed = library.set_choices("m", parts=[("VAE", "donor")])
+    assert changed.digest not in {home.name for home in (root / "converted").iterdir()}
+    library.remove("donor")
+    for home in (root / "converted").iterdir():
+        os.utime(home, (1, 1))
+    library.find(str(checkpoints.write_single(tmp_path / "o.safetensors", "sd1", 3)))
+    assert library.ensure_unchanged(library.get("m")).digest == changed.digest
+
+
+def test_a_conversion_that_is_gone_is_made_again(library: Library, root: Path, tmp_path: Path) -> None:
+    """A backup has none."""
+    model = library.add(checkpoints.write_single(tmp_path / "m.ckpt", "sd1", 1))
+    shutil.rmtree(root / "converted")
+    assert library.ensure_unchanged(library.get("m")).digest == model.digest
+    shutil.rmtree(root / "converted")
+    assert library.verify("m").digest == model.digest
+
+
+def test_a_removed_model_leaves_nothing_to_the_next_one_of_its_name(
+    library: Library, tiny: Path, tmp_path: Path
+) -> None:
+    def add(seed: int, name: str) -> str:
+        path = tmp_path / f"{name}.safetensors"
+        return library.add(checkpoints.write_single(path, "sd1", seed), name).digest
+
+    first, second = add(1, "a"), add(2, "a")
+    assert [one.digest for one in library.earlier("a")] == [first]
+    chosen = chosen_previews.place(library.root, "model", "a")
+    chosen.parent.mkdir()
+    chosen.write_bytes(b"a picture")
+    library.rename("a", "b")
+    assert not chosen.exists()
+    assert chosen_previews.place(library.root, "model", "b").read_bytes() == b"a picture"
+    library.remove("b")
+    assert not list(chosen.parent.iterdir())
+    assert library.earlier("b") == []
+    # What an earlier version left of a removed model does not stand in the way.
+    add(1, "a"), add(2, "a")
+    stale = library.root / "models/earlier/b"
+    stale.mkdir(parents=True)
+    (stale / "1.json").write_text("{}")
+    library.rename("a", "b")
+    assert [one.digest for one in library.earlier("b")] == [first]
+    assert library.get("b").digest == second
+
+
+def test_defaults_that_are_set_while_a_file_is_read_stay(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.add(checkpoints.write_single(tmp_path / "a.safetensors", "sd1", 1), "a")
+    model, read = library.get("a"), library_module.read_again
+
+    def read_late(*arguments: Any) -> Any:
+        set_defaults(library, "a", {"steps": 7})
+        return read(*arguments)
+
+    monkeypatch.setattr(library_module, "read_again", read_late)
+    os.utime(tmp_path / "a.safetensors")
+    assert library.ensure_unchanged(model).defaults == {"steps": 7}
+    assert library.get("a").defaults == {"steps": 7}
 
 
 def test_paths_are_measured_once(library: Library, tiny: Path, root: Path) -> None:

@@ -139,7 +139,8 @@ def test_state_12_a_database_from_before_people_keeps_everything(tmp_path: Path)
     """Also if the migration is interrupted after any of its statements."""
     database = Database(tmp_path)
     database.images.add_imported([image(1, "")])
-    database.boards.add("old")
+    board = database.boards.add("old")
+    database.images.change([f"{1:032x}"], ImageChange(board=board.id))
     database.presets.store("p", {"steps": 3})
     database.close()
     downgrade(tmp_path / "safelight.db")
@@ -152,7 +153,7 @@ def test_state_12_a_database_from_before_people_keeps_everything(tmp_path: Path)
             with closing(sqlite3.connect(tmp_path / "safelight.db")) as connection, connection:
                 connection.execute(f"CREATE TABLE {stop_after} (id TEXT)")
         database = Database(tmp_path)
-        assert [one.person for one in database.images.get_all([f"{1:032x}"])] == [""]
+        assert [(one.person, one.board) for one in database.images.get_all([f"{1:032x}"])] == [("", board.id)]
         assert [(one.name, one.person, one.shared) for one in database.boards.all()] == [("old", "", False)]
         assert database.presets.all() == {"p": {"steps": 3}}
         assert not database.people.any()

@@ -11,13 +11,14 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from safelight.catalog import convert, paths, records, starters, trigger_words
+from safelight.catalog import chosen_previews, convert, paths, records, starters, trigger_words
 from safelight.catalog.cards import Card, find_card, not_own
 from safelight.catalog.identify import identify, read_header, read_raw_header
 from safelight.catalog.index import Index
 from safelight.catalog.index_file import IndexFile
 from safelight.catalog.lock import library_lock
 from safelight.catalog.model import Adapter, Origin
+from safelight.catalog.model_records import ModelRecords
 from safelight.catalog.unread import UnreadFile, UnreadFiles, besides, first_reading
 from safelight.errors import (
     FileError,
@@ -231,6 +232,7 @@ class Adapters:
                 records.write(target, replace(adapter, name=chosen))
                 if not (record.exists() and target.samefile(record)):
                     record.unlink(missing_ok=True)
+                chosen_previews.rename(self.root, "adapter", canonical(name), chosen)
                 self.index.invalidate()
             elif unread is not None:
                 self.unread.change(unread, name=chosen)
@@ -251,7 +253,10 @@ class Adapters:
                 raise self._not_own(name, "removed")
             card.record_path.unlink(missing_ok=True)
             self.index.invalidate()
-            needed = {f"{card.digest}.safetensors" for card in self.cards()}
+            chosen_previews.forget(self.root, "adapter", card.name)
+            # A conversion may be a part of a model, or be used by its path.
+            used = {path for one in (*self.cards(), *self._used_by_path.all()) for path, *_ in one.files}
+            needed = {Path(path).name for path in used | ModelRecords(self.root).used_files()}
             for file in (self._records / CONVERTED).glob("*.safetensors"):
                 if file.name not in needed:
                     file.unlink(missing_ok=True)

@@ -128,7 +128,7 @@ def read_again(shelf: Shelf, model: Model, on_bytes: OnBytes | None = None) -> M
     try:
         if model.format in CONVERTED:
             conversion, *sources = model.manifest.files
-            if all(source.is_unchanged() for source in sources):
+            if conversion.path.exists() and all(source.is_unchanged() for source in sources):
                 layout = layout_of(conversion.path, model.variant)
                 read = hash_components(layout.components, _counter(conversion.size, on_bytes))
                 whole = _composed(shelf, layout, read, Choices.of(model)).manifest

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from safelight import names
-from safelight.catalog import paths, starters
+from safelight.catalog import chosen_previews, paths, starters
 from safelight.catalog.cards import Card, find_card, not_own
 from safelight.catalog.composition import NamedParts, PartFinder
 from safelight.catalog.describe import (
@@ -202,8 +202,8 @@ class Library:
         before = Choices.of(model)
         choices = replace(before, variant=variant or before.variant, named=parts)
         changed = read_model(self.shelf, model.path, model.name, model.origin, choices, on_bytes)
-        changed = replace(changed, defaults=model.defaults)
         with library_lock(self.root):
+            changed = replace(changed, defaults=self._present(model.name, "changed").defaults)
             self.records.replace(changed)
             self._quarantine.end(changed)
         return changed
@@ -228,6 +228,7 @@ class Library:
                 refuse_taken((card for card in self.cards() if card.name != before), chosen, None)
                 if model is not None:
                     self._quarantine.rename(model, self.records.rename(model, chosen))
+                    chosen_previews.rename(self.root, "model", before, chosen)
                 elif unread is not None:
                     self.unread.change(unread, name=chosen)
         return find_card(self.cards(), self.root, chosen)
@@ -253,11 +254,19 @@ class Library:
                 f"{earlier.path}: the file with the earlier content {earlier.digest[:10]} is gone, and no file of its "
                 f"size in {earlier.path.parent} has that content; put it back, then try again"
             )
-        restored = replace(found, name=name, origin=current.origin, defaults=current.defaults)
         with library_lock(self.root):
+            defaults = self._present(current.name, "rolled back").defaults
+            restored = replace(found, name=current.name, origin=current.origin, defaults=defaults)
             self.records.replace(restored)
             self._quarantine.end(restored)
         return self.get(name)
+
+    def _present(self, name: str, participle: str) -> Model:
+        """Return a model as its record is now: it may have been changed or removed while its files were read."""
+        current = self.records.get(name)
+        if current is None:
+            raise self._not_own(name, participle)
+        return current
 
     def _not_own(self, name: str, participle: str) -> InputError:
         """Return the error for a name that no record of the user's own has. Raises ModelNotFoundError."""
@@ -272,6 +281,7 @@ class Library:
             card, unread = self.records.card(name), self.unread.find(name, models=True)
             if card is not None:
                 self.records.remove(card)
+                chosen_previews.forget(self.root, "model", card.name)
             elif unread is not None:
                 self.unread.forget(Path(unread.path))
             else:
@@ -317,7 +327,10 @@ class Library:
         changed = model.manifest.changed_files()
         if not changed:
             return model
-        gone = next((path for path in changed if not path.exists()), None)
+        # A conversion is made again.
+        conversions = self.records.conversions
+        lost = (path for path in changed if not path.exists() and not path.is_relative_to(conversions))
+        gone = next(lost, None)
         if gone is not None:
             raise IntegrityError(gone, "", f"the file of the model {model.name} is gone", MISSING_REMEDY)
         return self._read_again(model, None)
@@ -336,6 +349,8 @@ class Library:
                 current = self.records.get_if_readable(model.name)
                 # Another process may have removed or replaced the record meanwhile.
                 if current is not None and current.manifest == model.manifest:
+                    # Its defaults may have been changed meanwhile.
+                    fresh = replace(fresh, defaults=current.defaults)
                     self.records.write(fresh)
         return fresh
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,9 +78,12 @@ class ModelRecords:
         record, earlier = self._path(model.name), self._earlier(model.name)
         renamed = replace(model, name=new)
         target = self.folder / f"{names.file_stem(new)}.json"
-        records.write(target, renamed)
-        if earlier.exists():
+        # Before the record: without its earlier ones, it would be of the new name all the same.
+        if earlier.exists() and not (self._earlier(new).exists() and earlier.samefile(self._earlier(new))):
+            # What a removed model of this name has left.
+            shutil.rmtree(self._earlier(new), ignore_errors=True)
             earlier.rename(self._earlier(new))
+        records.write(target, renamed)
         if not (target.exists() and record.exists() and target.samefile(record)):
             record.unlink(missing_ok=True)
         self._index.invalidate()
@@ -89,8 +92,10 @@ class ModelRecords:
     def remove(self, card: Card) -> None:
         """Delete a record, and what only it needed."""
         card.record_path.unlink(missing_ok=True)
+        # Otherwise a later model of this name could be rolled back to this one's content.
+        shutil.rmtree(self._earlier(card.name), ignore_errors=True)
         self._index.invalidate()
-        self._sweep(card.digest)
+        self._sweep(_homes(path for path, *_ in card.files))
 
     def earlier(self, name: str) -> list[Model]:
         """Return the models that had a name before, the newest first."""
@@ -133,24 +138,34 @@ class ModelRecords:
     def _used_by_path_record(self, path: Path) -> Path:
         return self._used_by_path_folder / f"{hash_texts(str(path))}.json"
 
-    def _sweep(self, removed: str = "") -> None:
+    def used_files(self) -> set[str]:
+        """Return the paths of all files that a record names: those of models, of their parts, and conversions."""
+        used = {path for card in (*self.cards(), *self._used_by_path.all()) for path, *_ in card.files}
+        earlier = (self.folder / "earlier").glob("*")
+        models = (model for folder in earlier for model in _records_in(folder))
+        return used | {str(stamp.path) for model in models for stamp in model.manifest.files}
+
+    def _sweep(self, removed: Collection[str] = ()) -> None:
         """Delete the records of paths that are gone or changed, and conversions that no record needs.
 
-        ``removed``: the digest of a model that was removed; its conversion is deleted at once. Any other conversion
-        younger than a day stays, because another process may be about to write its record.
+        ``removed``: the folders of files of a model that was removed; those of conversions are deleted at once. Any
+        other conversion younger than a day stays, because another process may be about to write its record.
         """
-        needed = {card.digest for card in self.cards() if not card.problem}
-        earlier = (self.folder / "earlier").glob("*")
-        needed |= {model.digest for folder in earlier for model in _records_in(folder)}
         for card in self._used_by_path.all():
             if card.problem or card.state() != "there":
                 card.record_path.unlink(missing_ok=True)
-            else:
-                needed.add(card.digest)
+        self._used_by_path.invalidate()
+        # A conversion may be a part of another model, whose digest is another one.
+        needed = _homes(self.used_files())
         for home in self.conversions.glob("*"):
             old = time.time() - home.stat().st_mtime > _YOUNG_SECONDS
-            if home.name not in needed and (old or home.name == removed):
+            if home.name not in needed and (old or home.name in removed):
                 shutil.rmtree(home, ignore_errors=True)
+
+
+def _homes(files: Iterable[str]) -> set[str]:
+    """Return the names of the folders of files. That of a conversion is its digest."""
+    return {Path(file).parent.name for file in files}
 
 
 def _read(path: Path) -> Model | None:

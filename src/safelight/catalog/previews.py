@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image as PILImage
 
-from safelight import names
+from safelight.catalog import chosen_previews
 from safelight.catalog.cards import Card
 from safelight.catalog.index_file import Stamp, stamp_of
 from safelight.files.disk import write_whole
@@ -24,8 +24,6 @@ from safelight.pictures.opening import opened
 
 MIDDLES = (".preview", "", ".thumb", ".swarm")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-
-FOLDER = "previews"
 
 SIDE = 384
 """The longer side of a preview, in pixels."""
@@ -65,8 +63,7 @@ def webp(path: Path) -> bytes:
 
 
 def _chosen(card: Card, root: Path) -> Path:
-    kind = "model" if card.kind == "checkpoint" else "adapter"
-    return root / FOLDER / f"{kind}-{names.file_stem(card.name)}.webp"
+    return chosen_previews.place(root, "model" if card.kind == "checkpoint" else "adapter", card.name)
 
 
 @lru_cache(maxsize=1024)

@@ -48,9 +48,12 @@ def _open(path: Path, migrate: bool) -> Engine:
         max_overflow=MORE_CONNECTIONS,
     )
 
+    # A migration makes tables again that others refer to, and dropping one counts as deleting its rows.
+    foreign_keys = "OFF"
+
     def prepare(connection: DBAPIConnection, _: object) -> None:
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"foreign_keys={foreign_keys}"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -58,7 +61,8 @@ def _open(path: Path, migrate: bool) -> Engine:
     try:
         with engine.begin() as connection:
             migrate_to_newest(connection, path, migrate)
-    except BaseException:
+    finally:
+        # Connections have this setting from their start.
         engine.dispose()
-        raise
+    foreign_keys = "ON"
     return engine
