@@ -68,6 +68,29 @@ def test_a_file_that_is_being_written_waits(root: Path, tiny: Path, folder: Path
     assert card.summary["base"] == "sdxl"
 
 
+@pytest.mark.parametrize("mounted", [True, False])
+def test_one_of_several_disks_that_is_not_there_makes_nothing_forgotten(
+    mounted: bool, root: Path, tiny: Path, folder: Path
+) -> None:
+    """Its folder is gone, or is empty where a disk was mounted. What the user called its models stays."""
+    catalog = Catalog.under(root)
+    watcher = FolderWatcher([folder], catalog, lambda _: None)
+    copy(tiny / "b.safetensors", folder / "here.safetensors")
+    (folder / "disk").mkdir()
+    copy(tiny / "a.safetensors", folder / "disk/there.safetensors")
+    assert sorted(watcher.look().added) == ["here", "there"]
+    catalog.library.rename("there", "mine")
+    (folder / "disk").rename(folder.parent / "away")
+    if mounted:
+        (folder / "disk").mkdir()
+    assert watcher.look() == Changes()
+    if mounted:
+        (folder / "disk").rmdir()
+    (folder.parent / "away").rename(folder / "disk")
+    assert watcher.look() == Changes()
+    assert {"here", "mine"} <= {card.name for card in catalog.library.cards()}
+
+
 def test_a_disk_that_is_not_there_makes_nothing_forgotten(root: Path, tiny: Path, folder: Path) -> None:
     catalog = Catalog.under(root)
     watcher = FolderWatcher([folder], catalog, lambda _: None)

@@ -92,7 +92,7 @@ class FolderWatcher:
                 elif one.state == "refused":
                     _log.info("a file in a watched folder is not used", file=str(one.path), why=one.note)
             done |= {str(one.found.path): present[str(one.found.path)] for one in new}
-            gone += self._forget([path for path in done if path not in present], done)
+            gone += self._forget([path for path in done if path not in present and _is_deleted(Path(path))], done)
         self._seen = seen
         return Changes(tuple(added), tuple(gone))
 
@@ -140,6 +140,15 @@ def _stamp(path: Path) -> Stamp | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
+
+
+def _is_deleted(path: Path) -> bool:
+    """Return whether a file was deleted. If its folder is missing or empty, its disk may be absent."""
+    try:
+        with os.scandir(path.parent) as entries:
+            return not path.exists() and next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def _is_old(stamp: Stamp) -> bool:
