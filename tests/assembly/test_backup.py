@@ -47,6 +47,8 @@ def test_what_is_restored_is_what_was_there(full: tuple[Path, Path], tmp_path: P
     assert done.exit_code == 0, done.output
     assert (there / "safelight.yaml").read_text() == "max_steps: 99\n"
     assert (there / "wildcards/animal.txt").read_bytes() == (root / "wildcards/animal.txt").read_bytes()
+    # They may have a secret.
+    assert [(path.stat().st_mode & 0o777) for path in (saved, there / "safelight.yaml")] == [0o600, 0o600]
     assert (there / "unread.json").read_text() == "{}"
     assert (there / "previews/chosen.webp").read_bytes() == b"a picture"
     pictures = sorted(one.relative_to(root) for one in (root / "images").rglob("*.png"))

@@ -43,6 +43,9 @@ PICTURES = ("images", "thumbnails", "inputs")
 
 CHUNK = 1 << 20
 
+SECRET = 0o600
+"""The mode of a backup and of restored settings: they may have a key, or the password of a database."""
+
 
 @dataclass(frozen=True, slots=True)
 class Backup:
@@ -95,7 +98,7 @@ def write(settings: Settings, path: Path, pictures: bool, progress: OnBytes = la
                                 manifest[name] = _add(archive, one, name)
                     about = {"version": VERSION, "made": time.time(), "pictures": pictures, "files": manifest}
                     archive.writestr(MANIFEST, json.dumps(about, indent=1, sort_keys=True))
-                flush_to_disk(file, temporary)
+                flush_to_disk(file, temporary, SECRET)
                 place_new(temporary, path)
         except FileExistsError as error:
             raise InputError(f"{path} was made by another program meanwhile; choose another file") from error
@@ -224,5 +227,7 @@ def _extract(path: Path, archive: zipfile.ZipFile, name: str, expected: dict[str
                 out.write(chunk)
     except (KeyError, zipfile.BadZipFile, EOFError) as error:
         raise CorruptFileError(path, f"is damaged: {name} cannot be read ({error})") from error
+    if name == "safelight.yaml":
+        target.chmod(SECRET)
     if digest.hexdigest() != expected["blake3"]:
         raise CorruptFileError(path, f"is damaged: {name} has other bytes than were written")
