@@ -127,8 +127,8 @@ MUTANTS = (
     Mutant(
         "an image of one latent spoils nothing for later ones",
         "pipeline/checks/appearance.py",
-        "own.std(0, correction=0)",
-        "own.std(0)",
+        "every.std(0, correction=0)",
+        "every.std(0)",
         "tests/pipeline/checks/test_appearance.py::test_an_image_of_one_latent_spoils_nothing_for_later_ones",
     ),
     Mutant(

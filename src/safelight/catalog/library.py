@@ -203,7 +203,7 @@ class Library:
         choices = replace(before, variant=variant or before.variant, named=parts)
         changed = read_model(self.shelf, model.path, model.name, model.origin, choices, on_bytes)
         with library_lock(self.root):
-            changed = replace(changed, defaults=self._present(model.name, "changed").defaults)
+            changed = replace(changed, defaults=_present(self, model.name).defaults)
             self.records.replace(changed)
             self._quarantine.end(changed)
         return changed
@@ -255,18 +255,11 @@ class Library:
                 f"size in {earlier.path.parent} has that content; put it back, then try again"
             )
         with library_lock(self.root):
-            defaults = self._present(current.name, "rolled back").defaults
+            defaults = _present(self, current.name).defaults
             restored = replace(found, name=current.name, origin=current.origin, defaults=defaults)
             self.records.replace(restored)
             self._quarantine.end(restored)
         return self.get(name)
-
-    def _present(self, name: str, participle: str) -> Model:
-        """Return a model as its record is now: it may have been changed or removed while its files were read."""
-        current = self.records.get(name)
-        if current is None:
-            raise self._not_own(name, participle)
-        return current
 
     def _not_own(self, name: str, participle: str) -> InputError:
         """Return the error for a name that no record of the user's own has. Raises ModelNotFoundError."""
@@ -353,6 +346,14 @@ class Library:
                     fresh = replace(fresh, defaults=current.defaults)
                     self.records.write(fresh)
         return fresh
+
+
+def _present(library: Library, name: str) -> Model:
+    """Return a model as its record is now: it may have been changed or removed while its files were read."""
+    current = library.records.get(name)
+    if current is None:
+        raise InputError(f"{name} was removed or renamed while its files were read")
+    return current
 
 
 def refuse_taken(cards: Iterable[Card], name: str, path: Path | None) -> None:
