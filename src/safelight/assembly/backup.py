@@ -72,8 +72,8 @@ def write(settings: Settings, path: Path, pictures: bool, progress: OnBytes = la
     if os.path.lexists(path):
         raise InputError(f"{path} already exists; choose another file")
     with tempfile.TemporaryDirectory(prefix="safelight-backup-") as folder:
-        # The files go before the database, so images that are removed meanwhile are in the backup without their rows.
-        # What is new afterwards follows it, so those that are made meanwhile have their files.
+        # A server may remove and make images during the backup. Each row of the copied database must have its file. So
+        # the files are copied before the database, and new files after it.
         copy, names = Path(folder) / DATABASE, (*RECORDS, *(PICTURES if pictures else ()))
         files = list(_files(root, names))
         if not files and not (root / DATABASE).exists() and settings.database_url is None:

@@ -132,7 +132,10 @@ def _keeper_key(message: Generate) -> tuple[str, str]:
 
 
 def _end_like(status: int) -> NoReturn:
-    """End this process as a child ended, so that whoever waits for it learns the reason. ``status``: of waitpid."""
+    """End this process by the same signal or exit code as a child. Its parent learns the reason by it.
+
+    ``status``: the child's, from waitpid.
+    """
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         with contextlib.suppress(OSError):

@@ -149,7 +149,8 @@ class NodeSlot:
             with self._one_at_a_time:
                 self._running = attempt, generate
                 try:
-                    self._run(attempt, generate, needed, messages)
+                    for message in self._messages(attempt, generate, needed):
+                        messages.put(message)
                 finally:
                     self._running = None
         except StorageError as error:
@@ -162,20 +163,14 @@ class NodeSlot:
             self._attempts.discard(attempt)
             self._cancelled.discard(attempt)
 
-    def _run(
-        self,
-        attempt: str,
-        generate: Generate,
-        needed: Needed,
-        messages: queue.SimpleQueue[FromWorker | BaseException],
-    ) -> None:
+    def _messages(self, attempt: str, generate: Generate, needed: Needed) -> Generator[FromWorker]:
+        """Run a job. Raises WorkerDiedError if its files are damaged here."""
         runner = self._isolated if generate.job.request.isolate else self._supervisor
         for message in runner.run(generate, lambda: attempt in self._cancelled):
             if isinstance(message, Ended) and message.kind in MAY_BE_FILES and self._files.is_damaged(needed):
                 self._files.distrust(needed)
-                messages.put(WorkerDiedError(f"on {self.name} cannot use its files: {message.problem}"))
-                return
-            messages.put(message)
+                raise WorkerDiedError(f"on {self.name} cannot use its files: {message.problem}")
+            yield message
 
     def cancel(self, attempt: str) -> None:
         """Stop an attempt at a job at its next step, or before it begins."""

@@ -129,10 +129,10 @@ def download_all(bundles: Sequence[Bundle], folder: Path, client: httpx.Client, 
 
 
 def _home(bundle: Bundle, folder: Path) -> Path:
-    """Return the folder for a bundle. A model of the library may use what is there, so other content gets another one.
+    """Return the folder for a bundle, which is always within ``folder``.
 
-    A file that was the right one once, and is damaged now, is replaced.
-    Whatever a user or a server has put into the name, it is within ``folder``.
+    If its usual folder has files of other content, a model may use them. Then the bundle gets a new folder. A damaged
+    file of the same content is replaced.
     """
     home = folder / checked_name(bundle.title, bundle.folder)
     once = _sources(home)
