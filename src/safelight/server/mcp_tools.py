@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -234,7 +235,8 @@ async def _make(client: httpx.AsyncClient, ctx: Context, model: str, fields: dic
         # The client does not wait any more, or the server does not answer.
         with anyio.move_on_after(CANCEL_SECONDS, shield=True):
             for job in ids:
-                await client.post(f"/api/v1/jobs/{job}/cancel")
+                with contextlib.suppress(httpx.HTTPError):
+                    await client.post(f"/api/v1/jobs/{job}/cancel")
         raise
     rows = [row for job in ids for row in await _get(client, f"/api/v1/jobs/{job}/images")]
     problems = [f"the job {job['id']} is {job['state']}: {job['reason']}" for job in jobs if job["state"] != "done"]
